@@ -1,0 +1,3 @@
+"""ccompile: compiles neural networks in ONNX to smaller and faster ones under a declarative, verified spec."""
+
+__version__ = "0.1.0"

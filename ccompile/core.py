@@ -1,0 +1,408 @@
+"""The vocabulary: what a pass promises, where it acts, what was measured. No ONNX Runtime, no files, no printing."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+Array = npt.NDArray[Any]
+Kind = Literal["exact", "bounded", "lossy"]
+Facts = Mapping[str, float | str]
+T = TypeVar("T")
+
+
+class Tolerance(BaseModel):
+    """How far an output may move; every given limit must hold, on every output.
+
+    `atol` and `rtol` together bound each element: |a - b| <= atol + rtol |b|, b being the reference.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    atol: float | None = Field(None, ge=0, description="largest absolute difference of an element")
+    rtol: float | None = Field(None, ge=0, description="largest difference relative to the reference element")
+    relative_l2: float | None = Field(None, ge=0, description="|a - b| / |b| over all elements of an output")
+    cosine: float | None = Field(None, ge=-1, le=1, description="least cosine similarity of an output")
+    argmax: float | None = Field(None, ge=0, le=1, description="least share of rows that keep their largest entry")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Tolerance:
+        if not self.limits():
+            raise ValueError("an empty tolerance promises nothing: give at least one limit")
+        return self
+
+    def limits(self) -> dict[str, float]:
+        """Return the limits that are given, by name."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+    def __str__(self) -> str:
+        return "{" + ", ".join(f"{name}: {value:g}" for name, value in self.limits().items()) + "}"
+
+
+# What `exact` means: float reordering only. Relative L2 per dtype, a small multiple of its rounding over a deep net.
+EXACT_RELATIVE_L2: dict[str, float] = {"float64": 1e-10, "float32": 2e-5, "float16": 1e-2, "bfloat16": 8e-2}
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """One output of two models on the same inputs; `reference` is the second operand everywhere.
+
+    `argmax` and `kl` are None where they make no sense (see verify.class_axis). `mismatches` counts entries that cannot
+    be close: NaN or infinity that the reference does not have, and any difference of an integer, bool or string.
+    """
+
+    name: str
+    dtype: str
+    elements: int
+    max_abs: float
+    atol_needed: float
+    relative_l2: float
+    sqnr_db: float
+    cosine: float
+    argmax: float | None
+    kl: float | None
+    mismatches: int
+    problem: str = ""
+
+    def violations(self, tolerance: Tolerance) -> list[str]:
+        """Return what leaves `tolerance`, in words; an output that compared nothing always does."""
+        if self.problem:
+            return [self.problem]
+        if self.elements == 0:
+            return ["nothing was compared"]
+        if self.mismatches:
+            what = "NaN or infinity that the reference lacks" if "float" in self.dtype else "exact values that differ"
+            return [f"{self.mismatches} of {self.elements} elements: {what}"]
+        measured = {"relative_l2": self.relative_l2, "cosine": self.cosine, "argmax": self.argmax}
+        broken = []
+        for name, limit in tolerance.limits().items():
+            value = measured.get(name)
+            if name in ("cosine", "argmax"):
+                if value is not None and not value >= limit:
+                    broken.append(f"{name} {value:.6g} < {limit:.6g}")
+            elif name == "relative_l2":
+                if not self.relative_l2 <= limit:
+                    broken.append(f"relative_l2 {self.relative_l2:.3g} > {limit:.3g}")
+        if tolerance.atol is not None or tolerance.rtol is not None:
+            limit = tolerance.atol or 0.0
+            if not self.atol_needed <= limit:
+                broken.append(f"max abs {self.max_abs:.3g}: needs atol {self.atol_needed:.3g} > {limit:.3g}")
+        return broken
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All outputs of two models on the same inputs."""
+
+    outputs: tuple[OutputComparison, ...]
+    samples: int
+
+    def violations(self, tolerance: Tolerance) -> dict[str, list[str]]:
+        """Return, by output, what leaves `tolerance`; comparing nothing at all is a violation."""
+        if not self.outputs:
+            return {"": ["nothing was compared"]}
+        broken = {output.name: output.violations(tolerance) for output in self.outputs}
+        return {name: found for name, found in broken.items() if found}
+
+    def exact_violations(self) -> dict[str, list[str]]:
+        """Return, by output, what is more than float reordering."""
+        if not self.outputs:
+            return {"": ["nothing was compared"]}
+        broken = {}
+        for output in self.outputs:
+            limit = EXACT_RELATIVE_L2.get(output.dtype, EXACT_RELATIVE_L2["float32"])
+            if found := output.violations(Tolerance(relative_l2=limit)):
+                broken[output.name] = found
+        return broken
+
+    @property
+    def needed(self) -> Tolerance | None:
+        """Return the smallest limits that each would pass alone, or None when no tolerance can."""
+        if not self.outputs or any(o.problem or o.mismatches or not o.elements for o in self.outputs):
+            return None
+        argmax = [o.argmax for o in self.outputs if o.argmax is not None]
+        return Tolerance(
+            atol=round_up(max(o.atol_needed for o in self.outputs)),
+            relative_l2=round_up(max(o.relative_l2 for o in self.outputs)),
+            cosine=math.floor(min(o.cosine for o in self.outputs) * 1e6) / 1e6,
+            argmax=math.floor(min(argmax) * 1e6) / 1e6 if argmax else None,
+        )
+
+
+def round_up(value: float, digits: int = 2) -> float:
+    """Return the least number of `digits` significant decimals that is >= value.
+
+    >>> round_up(0.03121)
+    0.032
+    >>> round_up(0.0)
+    0.0
+    """
+    if value == 0 or not math.isfinite(value):
+        return value
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - digits + 1)
+    rounded = float(f"{math.ceil(value / step - 1e-9) * step:.{digits}g}")
+    return rounded if rounded >= value else float(f"{rounded + step:.{digits}g}")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a pass acts or acted.
+
+    `nodes` are node names. `input` and `output` name the values around it, so that the driver can measure the local
+    error |dy| / |x| on real inputs and hold it against `bound`.
+    """
+
+    nodes: tuple[str, ...]
+    note: str = ""
+    input: str = ""
+    output: str = ""
+    bound: float | None = None
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A node that a pass left alone, and why."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One strength at one site: its predicted error (relative, of the site's weight or output) and its cost."""
+
+    strength: float
+    error: float
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did and what it left alone."""
+
+    applied: tuple[Site, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """What a model costs; see cost.py for the conventions. Bytes, counts and seconds per inference."""
+
+    params: int
+    nonzero: int
+    macs: int
+    multiplications: int
+    stored_bytes: int
+    resident_bytes: int
+    moved_bytes: int
+    peak_activation_bytes: int
+    seconds: float
+
+
+class Machine(Protocol):
+    """The face of a target that passes see."""
+
+    name: str
+
+    def runs(self, op_type: str, domain: str = "") -> bool:
+        """Return whether the target has this op."""
+        ...
+
+    def align(self, channels: int) -> int:
+        """Return the number of channels that the target really computes for `channels`."""
+        ...
+
+
+@dataclass
+class View:
+    """All that a pass may reach: the graph to rewrite, the target, randomness, and questions about the graph.
+
+    `evaluate` computes values that depend on constants only, with the runtime's own arithmetic.
+    """
+
+    model: ir.Model
+    target: Machine
+    rng: np.random.Generator
+    options: Pass
+    facts: Callable[[ir.Node], Facts]
+    evaluate: Callable[[Sequence[ir.Value]], list[Array]]
+    _answers: dict[Callable[..., Any], Any] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> ir.Graph:
+        """Return the model's main graph."""
+        return self.model.graph
+
+    def ask(self, analysis: Callable[[ir.Model], T]) -> T:
+        """Return analysis(model), computed once until `changed` is called."""
+        if analysis not in self._answers:
+            self._answers[analysis] = analysis(self.model)
+        answer: T = self._answers[analysis]
+        return answer
+
+    def changed(self) -> None:
+        """Forget all answers: the graph is not what it was."""
+        self._answers.clear()
+
+    def excluded(self, node: ir.Node) -> Skip | None:
+        """Return a Skip when the step's `only` or `skip` keep the pass away from `node`."""
+        facts = self.facts(node)
+        if self.options.only is not None and not any(selector.matches(facts) for selector in self.options.only):
+            return Skip(str(facts["name"]), "not named by `only`")
+        for selector in self.options.skip:
+            if selector.matches(facts):
+                return Skip(str(facts["name"]), f"named by `skip`: {selector}")
+        return None
+
+
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+FACTS = ("groups", "kernel", "stride", "dilation", "in_channels", "out_channels", "params")
+
+
+class Selector(BaseModel):
+    """Nodes by glob on their name, glob on their op, and a condition on their facts; all that is given must hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("*", description="glob on the node's name", examples=["/fc*"])
+    op: str = Field("*", description="glob on the node's op type", examples=["Conv"])
+    where: str | None = Field(
+        None,
+        max_length=200,
+        description=f"a condition on {', '.join(FACTS)}, with < <= > >= == != and or not",
+        examples=["groups > 1"],
+    )
+
+    @field_validator("where")
+    @classmethod
+    def _parses(cls, text: str | None) -> str | None:
+        if text is not None:
+            _holds(_parse_condition(text), dict.fromkeys(FACTS, 1.0))
+        return text
+
+    def matches(self, facts: Facts) -> bool:
+        """Return whether a node with these facts is meant; a fact that the node lacks makes `where` false."""
+        if not (fnmatch.fnmatchcase(str(facts["name"]), self.name) and fnmatch.fnmatchcase(str(facts["op"]), self.op)):
+            return False
+        if self.where is None:
+            return True
+        condition = _parse_condition(self.where)
+        needed = {leaf.id for leaf in ast.walk(condition) if isinstance(leaf, ast.Name)}
+        return needed <= facts.keys() and bool(_holds(condition, facts))
+
+    def __str__(self) -> str:
+        parts = [self.name] if self.name != "*" or (self.op == "*" and not self.where) else []
+        parts += [f"op {self.op}"] if self.op != "*" else []
+        parts += [self.where] if self.where else []
+        return ", ".join(parts)
+
+
+def _parse_condition(text: str) -> ast.expr:
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"`{text}` is not a condition such as `groups > 1`") from error
+
+
+def _holds(node: ast.expr, facts: Facts) -> Any:
+    """Evaluate the little language of `where`: names, numbers, comparisons, and/or/not. Nothing else is accepted."""
+    if isinstance(node, ast.BoolOp):
+        values = [_holds(value, facts) for value in node.values]
+        return all(values) if isinstance(node.op, ast.And) else any(values)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return not _holds(node.operand, facts)
+    if isinstance(node, ast.Compare) and all(type(op) in _COMPARE for op in node.ops):
+        values = [_holds(value, facts) for value in (node.left, *node.comparators)]
+        return all(_COMPARE[type(op)](a, b) for op, a, b in zip(node.ops, values[:-1], values[1:], strict=True))
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return node.value
+    if isinstance(node, ast.Name):
+        if node.id not in FACTS:
+            raise ValueError(f"`{node.id}` is not a fact about a node; there are: {', '.join(FACTS)}")
+        return facts[node.id]
+    raise ValueError(f"`{ast.unparse(node)}` is not allowed here: compare {', '.join(FACTS)} with numbers")
+
+
+def _as_selector(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+SelectorOption = Annotated[Selector, BeforeValidator(_as_selector, json_schema_input_type=str | Selector)]
+
+
+class Pass(BaseModel):
+    """One technique: a frozen declaration whose fields are its options. Its name is its file's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[Kind]
+    after: ClassVar[tuple[str, ...]] = ()
+
+    only: tuple[SelectorOption, ...] | None = Field(
+        None, min_length=1, description="act only on these nodes: globs on names, or {name, op, where}"
+    )
+    skip: tuple[SelectorOption, ...] = Field((), description="leave these nodes alone: globs, or {name, op, where}")
+    tolerance: Tolerance | None = Field(None, description="how far outputs may move in this step")
+    on_violation: Literal["fail", "revert"] = Field(
+        "fail", description="when the contract breaks: stop with exit 1, or undo the step and go on"
+    )
+
+    @classmethod
+    def pass_name(cls) -> str:
+        """Return the kebab-case name that specs use.
+
+        >>> from ccompile.passes.fold_batchnorm import FoldBatchnorm
+        >>> FoldBatchnorm.pass_name()
+        'fold-batchnorm'
+        """
+        return cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults, as plain data."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class Rewrite(Pass):
+    """A clean-up or a lowering: it knows by itself where and how to act."""
+
+    def run(self, view: View) -> PassResult:
+        """Rewrite view.graph in place."""
+        raise NotImplementedError
+
+
+class Compression(Pass):
+    """A lossy technique: it says where it may act and what each strength loses; the driver picks."""
+
+    def sites(self, view: View) -> list[Site | Skip]:
+        """Return every place where the pass may act, and why not elsewhere, in topological order."""
+        raise NotImplementedError
+
+    def choices(self, site: Site, view: View) -> list[Choice]:
+        """Return the curve strength -> error, cost at `site`, mildest first, without changing the graph."""
+        raise NotImplementedError
+
+    def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
+        """Return the choice that the options ask for, or why none is worth taking."""
+        raise NotImplementedError
+
+    def apply(self, site: Site, choice: Choice, view: View) -> Site:
+        """Rewrite the site's nodes and return what now stands there, with its error bound."""
+        raise NotImplementedError

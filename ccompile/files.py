@@ -1,0 +1,386 @@
+"""ONNX files, read and written as streams: large weights never pass through protobuf.
+
+Protobuf copies every byte field on the way in and out and refuses messages over 2 GiB. Here the reader walks the wire
+format once, takes the `raw_data` of big initializers as views of the file's one buffer, and parses the small rest; the
+writer emits the small rest and then each weight behind its own header. Weights are therefore held once.
+
+Wire format: a message is a run of (tag, payload), tag = field << 3 | type, varint-encoded; type 2 is length-delimited.
+Source: Protocol Buffers encoding; onnx.proto fields ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.raw_data = 9.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ccompile.errors import CcompileError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from ccompile.core import Array
+
+Buffer = memoryview
+LARGE = 1024  # bytes: smaller weights stay inside the protobuf message, where shape inference sees their values
+MESSAGE_LIMIT = 2**31 - 2**20  # bytes: protobuf's limit, less room for the rest of the message
+_ALIGN = 4096  # external data offsets: a page, so that runtimes can map them
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_PLAIN = frozenset(
+    getattr(ir.DataType, name)
+    for name in "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 FLOAT16 FLOAT DOUBLE".split()
+)
+assert sys.byteorder == "little", "ONNX stores little-endian weights; this machine is big-endian"
+
+
+def is_detachable(tensor: ir.TensorProtocol | None) -> bool:
+    """Return whether a weight is large and of a plain numpy dtype, so that it can live outside the message."""
+    return tensor is not None and tensor.dtype in _PLAIN and tensor.nbytes >= LARGE
+
+
+def _varint(buffer: Buffer, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = buffer[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a varint longer than 10 bytes")
+
+
+def _encode_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _header(field: int, length: int) -> bytes:
+    return _encode_varint(field << 3 | _BYTES) + _encode_varint(length)
+
+
+def _fields(buffer: Buffer) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (field, start of the tag, start of the payload, end) for each field of a message; end <= len(buffer)."""
+    at, size = 0, len(buffer)
+    while at < size:
+        start = at
+        tag, at = _varint(buffer, at)
+        kind = tag & 7
+        if kind == _BYTES:
+            length, at = _varint(buffer, at)
+        elif kind == _VARINT:
+            length = _varint(buffer, at)[1] - at
+        elif kind in (_FIXED64, _FIXED32):
+            length = 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if at + length > size:
+            raise ValueError("a field runs past the end of the file")
+        yield tag >> 3, start, at, at + length
+        at += length
+
+
+def _split_tensor(buffer: Buffer) -> tuple[bytes, Buffer | None]:
+    """Return a serialised TensorProto without its raw_data, and the raw_data when it is large."""
+    raw: Buffer | None = None
+    kept: list[Buffer] = []
+    for field, start, payload, end in _fields(buffer):
+        if field == _RAW_DATA and end - payload >= LARGE:
+            raw = buffer[payload:end]
+        else:
+            kept.append(buffer[start:end])
+    return b"".join(kept), raw
+
+
+def split(buffer: Buffer) -> tuple[bytes, dict[int, Buffer]]:
+    """Return a serialised ModelProto without the raw_data of its large initializers, and those by initializer index.
+
+    Raises ValueError when the bytes are not a protobuf message.
+    """
+    rest: list[bytes | Buffer] = []
+    graph: list[bytes | Buffer] = []
+    weights: dict[int, Buffer] = {}
+    index = 0
+    for field, start, payload, end in _fields(buffer):
+        if field != _GRAPH:
+            rest.append(buffer[start:end])
+            continue
+        message = buffer[payload:end]
+        for inner, begin, content, stop in _fields(message):
+            if inner != _INITIALIZER:
+                graph.append(message[begin:stop])
+                continue
+            tensor, raw = _split_tensor(message[content:stop])
+            if raw is not None:
+                weights[index] = raw
+            index += 1
+            graph += [_header(_INITIALIZER, len(tensor)), tensor]
+    body = b"".join(graph)
+    return b"".join([*rest, _header(_GRAPH, len(body)), body]), weights
+
+
+def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], Buffer]:
+    """Return the model without its large weights, those by initializer name (read-only views), and the file's bytes.
+
+    Raises ModelError when the file is not an ONNX model, or its external data is missing, short or outside its folder.
+    """
+    where = str(path)
+    try:
+        buffer = memoryview(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot read the model: {error.strerror}", where, "Is the path right?") from error
+    if not len(buffer):
+        raise ModelError("the file is empty", where, "An ONNX model was expected.")
+    try:
+        skeleton, views = split(buffer)
+        proto = onnx.ModelProto.FromString(skeleton)
+    except (ValueError, IndexError) as error:
+        raise _not_onnx(path, error) from error
+    except Exception as error:  # protobuf's DecodeError has no public, stable home across its implementations
+        if type(error).__name__ != "DecodeError":
+            raise
+        raise _not_onnx(path, error) from error
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError("the model has no graph", where, "An ONNX model with nodes and outputs was expected.")
+    weights = {}
+    for index, tensor in enumerate(proto.graph.initializer):
+        if index in views:
+            dtype = _known_dtype(tensor, where)
+            if dtype in _PLAIN:
+                weights[tensor.name] = _as_array(tensor, dtype, views[index], where)
+            else:
+                tensor.raw_data = bytes(views[index])
+        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
+            weights[tensor.name] = _external(tensor, path)
+    for tensor in _other_tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.raw_data = _external(tensor, path).tobytes()
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+    return proto, weights, buffer
+
+
+def _not_onnx(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"not an ONNX model: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+        str(path),
+        "The file is damaged, truncated, or of another format.",
+    )
+
+
+def _known_dtype(tensor: onnx.TensorProto, where: str) -> ir.DataType:
+    try:
+        return ir.DataType(tensor.data_type)
+    except ValueError as error:
+        raise ModelError(f"initializer `{tensor.name}` has the unknown data type {tensor.data_type}", where) from error
+
+
+def _as_array(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer, where: str) -> Array:
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"initializer `{tensor.name}` has a negative dimension {list(tensor.dims)}", where)
+    shape = tuple(tensor.dims)
+    expected = int(np.prod(np.array(shape, dtype=object))) * dtype.numpy().itemsize
+    if expected != len(raw):
+        raise ModelError(
+            f"initializer `{tensor.name}` of shape {list(shape)} and {dtype} needs {expected} bytes, it has {len(raw)}",
+            where,
+            "The file is damaged or truncated.",
+        )
+    array = np.frombuffer(raw, dtype=dtype.numpy()).reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+def _external(tensor: onnx.TensorProto, path: Path) -> Array:
+    """Return a read-only map of a tensor's external data, refusing what lies outside the model's folder."""
+    where = f"{path}: tensor `{tensor.name}`"
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    location = info.get("location", "")
+    folder = path.resolve().parent
+    target = (folder / location).resolve() if location and "\0" not in location else folder
+    if not location or Path(location).is_absolute() or not target.is_relative_to(folder) or target == folder:
+        raise ModelError(
+            f"external data `{location}` lies outside the model's folder", where, "Keep it beside the model."
+        )
+    dtype = _known_dtype(tensor, where)
+    try:
+        offset = int(info.get("offset", 0))
+        size = target.stat().st_size
+        length = int(info.get("length", size - offset))
+    except OSError as error:
+        raise ModelError(
+            f"external data `{location}`: {error.strerror}", where, "Copy it beside the model as well."
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"external data has a bad offset or length: {info}", where) from error
+    if offset < 0 or length < 0 or offset + length > size:
+        raise ModelError(
+            f"external data `{location}` is too short: bytes {offset} to {offset + length} of {size}",
+            where,
+            "The data file is truncated, or belongs to another model.",
+        )
+    if not length:
+        return np.empty(tuple(tensor.dims), dtype=dtype.numpy())
+    view = memoryview(np.memmap(target, dtype=np.uint8, mode="r", offset=offset, shape=(length,)))
+    if dtype not in _PLAIN:
+        raise ModelError(f"external data of type {dtype} is not supported", where, "Store this tensor in the model.")
+    return _as_array(tensor, dtype, view, where)
+
+
+def _other_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors that are not top-level initializers: attributes, subgraphs, functions."""
+
+    def of_nodes(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                    yield from graph.initializer
+                    yield from of_nodes(iter(graph.node))
+
+    yield from of_nodes(iter(proto.graph.node))
+    for function in proto.functions:
+        yield from of_nodes(iter(function.node))
+
+
+def write(
+    proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], path: Path, limit: int = MESSAGE_LIMIT
+) -> Path | None:
+    """Write the model at `path`, whole or not at all; return the external data file when the size needs one.
+
+    proto: its external placeholders name entries of `weights`. Over protobuf's 2 GiB the weights go to a file beside
+    the model whose name carries their digest, so that a crash between the two renames never mixes two builds.
+    Raises CcompileError when the disk is full or the folder is not writable; then nothing is changed.
+    """
+    remove_stale(path)
+    if proto.ByteSize() + sum(tensor.nbytes for tensor in weights.values()) <= limit:
+        _whole(path, lambda out: _write_inline(proto, weights, out))
+        return None
+    scratch = _scratch(path.with_name(path.name + ".data"))
+    with _disk(path), _removed_on_failure(scratch):
+        digest = _write_weights(proto, weights, scratch)
+        data = path.with_name(f"{path.name}.{digest[:12]}.data")
+        for tensor in proto.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = data.name
+        scratch.replace(data)
+    _whole(path, lambda out: out.write(proto.SerializeToString()))
+    for old in path.parent.glob(f"{path.name}.*.data"):
+        if old != data and re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{12}\.data", old.name):
+            old.unlink()
+    return data
+
+
+def _write_inline(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], out: IO[bytes]) -> None:
+    placeholders = [t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    shell = onnx.ModelProto()
+    shell.CopyFrom(proto)
+    kept = [t for t in shell.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+    del shell.graph.initializer[:]
+    shell.graph.initializer.extend(kept)
+    graph = shell.graph.SerializeToString(deterministic=True)
+    shell.ClearField("graph")
+    heads: list[tuple[bytes, ir.TensorProtocol]] = []
+    for tensor in placeholders:
+        header = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        weight = weights[tensor.name]
+        head = header.SerializeToString(deterministic=True) + _header(_RAW_DATA, weight.nbytes)
+        heads.append((_header(_INITIALIZER, len(head) + weight.nbytes) + head, weight))
+    out.write(shell.SerializeToString(deterministic=True))
+    out.write(_header(_GRAPH, len(graph) + sum(len(head) + weight.nbytes for head, weight in heads)))
+    out.write(graph)
+    for head, weight in heads:
+        out.write(head)
+        out.write(_bytes_of(weight))
+
+
+def _bytes_of(tensor: ir.TensorProtocol) -> memoryview:
+    array = np.ascontiguousarray(tensor.numpy())
+    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+
+
+def _write_weights(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], path: Path) -> str:
+    """Write the weights page-aligned, point the placeholders at them, and return the SHA-256 of the file."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("wb") as out:
+        at = 0
+        for tensor in proto.graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            padding = b"\0" * (-at % _ALIGN)
+            content = _bytes_of(weights[tensor.name])
+            for piece in (padding, content):
+                out.write(piece)
+                digest.update(piece)
+            del tensor.external_data[:]
+            for key, value in (("location", ""), ("offset", at + len(padding)), ("length", len(content))):
+                tensor.external_data.add(key=key, value=str(value))
+            at += len(padding) + len(content)
+        out.flush()
+        os.fsync(out.fileno())
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; raises CcompileError when the disk refuses."""
+    _whole(path, lambda out: out.write(text.encode()))
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.ccompile-tmp")
+
+
+def remove_stale(path: Path) -> None:
+    """Remove what killed runs left beside `path`; files of live processes stay."""
+    for left in path.parent.glob(f".{path.name}*.ccompile-tmp"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CcompileError(
+            f"cannot write: {error.strerror}", str(path), "Nothing was changed. Is there space, and permission?"
+        ) from error
+
+
+def _whole(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Fill a scratch file beside `path`, flush it to the disk, and rename it over `path`."""
+    scratch = _scratch(path)
+    with _disk(path), _removed_on_failure(scratch):
+        with scratch.open("wb") as out:
+            fill(out)
+            out.flush()
+            os.fsync(out.fileno())
+        scratch.replace(path)

@@ -1,0 +1,605 @@
+"""Functions on onnx_ir models: load, save, copy, look through constants, rewire. The graph never knows passes.
+
+Weights are read-only and shared between copies, so a pass that writes into one in place raises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ccompile import files
+from ccompile.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from ccompile.core import Array
+
+MIN_OPSET = 7
+Attribute = int | float | str | list[int] | list[float] | list[str]
+
+# Ops whose constant second operand (and BatchNormalization's first) are weights: non-finite values there are refused.
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WEIGHTED = (*LINEAR, "BatchNormalization", "LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as read: the graph, the SHA-256 of what was read, its size in bytes, and what loading changed."""
+
+    model: ir.Model
+    path: Path
+    digest: str
+    size: int
+    notes: tuple[str, ...] = ()
+
+
+class SparseTensor(ir.TensorBase):
+    """A sparse initializer: kept as it is stored; `numpy` gives it dense. Source: onnx.proto SparseTensorProto."""
+
+    def __init__(self, proto: onnx.SparseTensorProto) -> None:
+        super().__init__(name=proto.values.name)
+        self.proto = proto
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Return the element type."""
+        return ir.DataType(self.proto.values.data_type)
+
+    @property
+    def shape(self) -> ir.Shape:
+        """Return the dense shape."""
+        return ir.Shape(list(self.proto.dims))
+
+    @property
+    def nbytes(self) -> int:
+        """Return the stored bytes: values and indices."""
+        return len(self.proto.values.raw_data or b"") + 8 * math.prod(self.proto.indices.dims)
+
+    def numpy(self) -> Array:
+        """Return the dense array."""
+        values = onnx.numpy_helper.to_array(self.proto.values)
+        indices = onnx.numpy_helper.to_array(self.proto.indices)
+        dense = np.zeros(tuple(self.proto.dims), dtype=values.dtype)
+        if indices.ndim == 2:
+            dense[tuple(indices.T)] = values
+        else:
+            dense.reshape(-1)[indices] = values
+        return dense
+
+    def __array__(self, dtype: Any = None) -> Array:
+        return self.numpy().astype(dtype) if dtype is not None else self.numpy()
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        return self.numpy().__dlpack__(stream=stream)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.numpy().__dlpack_device__()
+
+    def tobytes(self) -> bytes:
+        """Return the dense little-endian bytes."""
+        return self.numpy().tobytes()
+
+
+def load(path: Path | str) -> Source:
+    """Read an ONNX model.
+
+    Initializers listed among the graph inputs become plain constants, every node gets a unique name, and types come
+    from the runtime's rules, never from declared intermediate shapes.
+    Raises ModelError: unreadable, damaged or invalid files, opsets and types that cannot be represented, and weights
+    that are not finite.
+    """
+    path = Path(path)
+    proto, weights, buffer = files.read(path)
+    digest = hashlib.sha256(buffer)
+    beside = [weights[name] for name in sorted(weights) if not _within(weights[name], buffer)]
+    for array in beside:
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    size = len(buffer) + sum(array.nbytes for array in beside)
+    model, notes = from_proto(proto, weights, str(path))
+    _check_finite(model, str(path))
+    return Source(model, path, digest.hexdigest(), size, notes)
+
+
+def _within(array: Array, buffer: memoryview) -> bool:
+    base: object = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    return isinstance(base, memoryview) and base.obj is buffer.obj
+
+
+def from_proto(
+    proto: onnx.ModelProto, weights: Mapping[str, Array] | None = None, where: str = "model"
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """Return the model and notes on what was normalised; `weights` are the detached initializers by name.
+
+    Raises ModelError when an opset or type cannot be represented, by name.
+    """
+    _check_opsets(proto, where)
+    sparse = {s.values.name: s for s in proto.graph.sparse_initializer}
+    proto.graph.ClearField("sparse_initializer")
+    for name, stored in sparse.items():
+        proto.graph.initializer.add(name=name, data_type=stored.values.data_type, dims=[0])
+    detached = weights or {}
+    _check_names(proto, where)
+    try:
+        model = ir.from_proto(proto)
+        for name, value in model.graph.initializers.items():
+            if name in sparse:
+                value.const_value = SparseTensor(sparse[name])
+            elif name in detached:
+                value.const_value = ir.Tensor(detached[name], name=name)
+            tensor = value.const_value
+            if tensor is not None:
+                value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+                if name not in detached and name not in sparse:
+                    tensor.numpy()  # damaged small tensors raise here, not in the middle of a compile
+    except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__  # type: ignore[assignment]
+        text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        raise ModelError(f"the graph cannot be represented: {text}", where) from error
+    return model, _normalise(model)
+
+
+def _check_opsets(proto: onnx.ModelProto, where: str) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    opset = {entry.domain: entry.version for entry in proto.opset_import}
+    version = opset.get("", opset.get("ai.onnx"))
+    if version is None:
+        if any(node.domain in ("", "ai.onnx") for node in proto.graph.node):
+            raise ModelError("the model does not say which opset it uses", where, "Add an opset_import for ai.onnx.")
+        return
+    if not MIN_OPSET <= version <= newest:
+        raise ModelError(
+            f"opset {version} is outside {MIN_OPSET} to {newest}",
+            where,
+            "Convert it with onnx.version_converter, or install a newer onnx.",
+        )
+
+
+def _check_names(proto: onnx.ModelProto, where: str) -> None:
+    """Refuse graphs that are not in single static assignment form, before they confuse anything."""
+    initializers = [t.name for t in proto.graph.initializer]
+    defined = [i.name for i in proto.graph.input if i.name not in set(initializers)] + initializers
+    for node in proto.graph.node:
+        defined += [name for name in node.output if name]
+    twice = [name for name, count in Counter(defined).items() if count > 1]
+    if twice:
+        raise ModelError(f"`{twice[0]}` is defined more than once", where, "Value names must be unique in a graph.")
+    known = set(defined)
+    for output in proto.graph.output:
+        if output.name not in known:
+            raise ModelError(f"graph output `{output.name}` is produced by no node", where)
+
+
+def _normalise(model: ir.Model) -> tuple[str, ...]:
+    notes = []
+    graph = model.graph
+    overridable = [value for value in graph.inputs if value.name in graph.initializers]
+    if overridable:
+        kept = [value for value in graph.inputs if value.name not in graph.initializers]
+        graph.inputs.clear()
+        graph.inputs.extend(kept)
+        model.ir_version = max(model.ir_version or 4, 4)
+        notes.append(f"{len(overridable)} initializers listed as graph inputs are now constants")
+    name_nodes(graph)
+    return tuple(notes)
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Give every top-level node a unique name; existing unique names stay."""
+    count = Counter(node.name for node in graph if node.name)
+    taken = set(count)
+    for node in graph:
+        if node.name and count[node.name] == 1:
+            continue
+        first = next((output.name for output in node.outputs if output.name), "")
+        base = node.name or f"{node.op_type}_{first}"
+        name, number = base, 1
+        while name in taken:
+            name, number = f"{base}_{number}", number + 1
+        node.name = name
+        taken.add(name)
+
+
+def _check_finite(model: ir.Model, where: str) -> None:
+    for node in model.graph:
+        if node.op_type not in _WEIGHTED or node.domain not in ("", "ai.onnx"):
+            continue
+        for value in node.inputs:
+            if value is None or not value.is_initializer() or value.const_value is None:
+                continue
+            if value.const_value.dtype.is_floating_point() and not is_finite(value.const_value.numpy()):
+                raise ModelError(
+                    f"weight `{value.name}` of node `{node.name}` has NaN or infinity",
+                    where,
+                    "Export the model again: no tolerance can hold for such a weight.",
+                )
+
+
+def is_finite(array: Array, chunk: int = 1 << 20) -> bool:
+    """Return whether all elements are finite, in bounded memory."""
+    flat = array.reshape(-1)
+    return all(bool(np.isfinite(flat[at : at + chunk]).all()) for at in range(0, flat.size, chunk))
+
+
+def save(
+    model: ir.Model, path: Path | str, metadata: Mapping[str, str] | None = None, limit: int = files.MESSAGE_LIMIT
+) -> Path | None:
+    """Write the model whole or not at all, with `metadata` added; return the external data file if there is one."""
+    proto, weights = to_proto(model)
+    for key, value in (metadata or {}).items():
+        for entry in [entry for entry in proto.metadata_props if entry.key == key]:
+            proto.metadata_props.remove(entry)
+        proto.metadata_props.add(key=key, value=value)
+    return files.write(proto, weights, Path(path), limit)
+
+
+def to_proto(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """Return the model with its large initializers as external placeholders (location = name), and their tensors."""
+    large: dict[str, ir.TensorProtocol] = {}
+    sparse: dict[str, SparseTensor] = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, SparseTensor):
+            sparse[name] = tensor
+            value.const_value = ir.tensor(np.zeros(0, np.float32), name=name)
+        elif tensor is not None and files.is_detachable(tensor):
+            large[name] = tensor
+            value.const_value = ir.ExternalTensor(name, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+    try:
+        proto = ir.to_proto(model)
+    finally:
+        for name, tensor in (*large.items(), *sparse.items()):
+            model.graph.initializers[name].const_value = tensor
+    if sparse:
+        kept = [t for t in proto.graph.initializer if t.name not in sparse]
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(kept)
+        proto.graph.sparse_initializer.extend(s.proto for s in sparse.values())
+    return proto, large
+
+
+def skeleton(model: ir.Model) -> onnx.ModelProto:
+    """Return the model with its large initializers as graph inputs: small enough for ONNX's checker and inference."""
+    proto, large = to_proto(model)
+    kept = [t for t in proto.graph.initializer if t.name not in large]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    for name, tensor in large.items():
+        shape = [int(dim) for dim in tensor.shape]
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, shape))
+    return proto
+
+
+def check(model: ir.Model) -> str:
+    """Return what ONNX's checker says against the model in one line, or nothing."""
+    try:
+        onnx.checker.check_model(skeleton(model).SerializeToString())
+    except onnx.checker.ValidationError as error:
+        return " ".join(str(error).split())[:400]
+    return ""
+
+
+def copy(model: ir.Model) -> ir.Model:
+    """Return a copy whose nodes and values are its own and whose weight arrays are shared."""
+    return model.clone()
+
+
+def signature(model: ir.Model) -> tuple[tuple[str, str, str], ...]:
+    """Return (name, type, shape) of every graph input and output, in order."""
+    values = (*model.graph.inputs, *model.graph.outputs)
+    return tuple((str(v.name), str(v.type), str(v.shape) if v.shape is not None else "?") for v in values)
+
+
+# ---------------------------------------------------------------------------------------------- constants
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """Return an attribute's plain value, or `default`."""
+    found = node.attributes.get(name)
+    return default if found is None or found.is_ref() else found.value
+
+
+def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the tensor when `value` is an initializer or the output of a Constant node."""
+    if value is None:
+        return None
+    if value.is_initializer() and not value.is_graph_input():
+        return value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    for name, found in node.attributes.items():
+        if found.is_ref():
+            return None
+        if name == "value":
+            return found.as_tensor()
+        if name in ("value_float", "value_floats"):
+            return ir.tensor(np.array(found.value, np.float32))
+        if name in ("value_int", "value_ints"):
+            return ir.tensor(np.array(found.value, np.int64))
+    return None
+
+
+def _dequantize(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
+    quantised, scale = arrays[0], arrays[1]
+    if quantised is None or scale is None:
+        return None
+    zero = arrays[2] if len(arrays) > 2 and arrays[2] is not None else np.zeros((), np.int32)
+    axis, block = attribute(node, "axis", 1), attribute(node, "block_size", 0)
+    if scale.size == 1:
+        scale, zero = scale.reshape(()), zero.reshape(()) if zero.size == 1 else zero
+    elif block:
+        count = quantised.shape[axis]
+        scale = np.repeat(scale, block, axis)[(slice(None),) * (axis % quantised.ndim) + (slice(count),)]
+        if zero.ndim:
+            zero = np.repeat(zero, block, axis)[(slice(None),) * (axis % quantised.ndim) + (slice(count),)]
+    else:
+        around = [1] * quantised.ndim
+        around[axis] = scale.size
+        scale, zero = scale.reshape(around), zero.reshape(around) if zero.size > 1 else zero.reshape(())
+    return ((quantised.astype(np.int32) - zero.astype(np.int32)) * scale).astype(scale.dtype)
+
+
+def _cast(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
+    target = ir.DataType(attribute(node, "to"))
+    return None if arrays[0] is None or target == ir.DataType.STRING else arrays[0].astype(target.numpy())
+
+
+def _transpose(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
+    return None if arrays[0] is None else np.transpose(arrays[0], attribute(node, "perm"))
+
+
+def _reshape(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
+    if arrays[0] is None or arrays[1] is None:
+        return None
+    shape = [int(dim) for dim in arrays[1]]
+    if not attribute(node, "allowzero", 0):
+        shape = [arrays[0].shape[i] if dim == 0 else dim for i, dim in enumerate(shape)]
+    return arrays[0].reshape(shape)
+
+
+def _filled(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
+    if arrays[0] is None:
+        return None
+    value = attribute(node, "value")
+    fill = value.numpy().reshape(()) if value is not None else np.zeros((), np.float32)
+    return np.broadcast_to(fill, tuple(int(dim) for dim in arrays[0]))
+
+
+# How weights hide: op -> what it does to them.
+_SEE_THROUGH = {
+    "Identity": lambda node, arrays: arrays[0],
+    "Cast": _cast,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "DequantizeLinear": _dequantize,
+    "ConstantOfShape": _filled,
+}
+ENCODED = ("Cast", "DequantizeLinear")  # what stands before it is a smaller form of the weight
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """Return what `value` always is, looking through the ops that weights hide behind, or None.
+
+    The array is read-only. Initializer, Constant node, Identity, Cast, Transpose, Reshape, DequantizeLinear,
+    ConstantOfShape.
+    """
+    tensor = stored(value)
+    if tensor is not None:
+        return None if tensor.dtype == ir.DataType.STRING else _read_only(tensor.numpy())
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type not in _SEE_THROUGH or node.domain not in ("", "ai.onnx"):
+        return None
+    if stored_chain(value) is None:
+        return None
+    found = _SEE_THROUGH[node.op_type](node, [constant(operand) for operand in node.inputs])
+    return None if found is None else _read_only(found)
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Return whether `constant(value)` would give an array, without computing it."""
+    return stored(value) is not None or (value is not None and stored_chain(value) is not None)
+
+
+def stored_chain(value: ir.Value | None) -> tuple[ir.Node, ...] | None:
+    """Return the see-through nodes between `value` and storage, nearest first, or None if it is not constant."""
+    if value is None:
+        return None
+    if stored(value) is not None:
+        return ()
+    node = value.producer()
+    if node is None or node.op_type not in _SEE_THROUGH or node.domain not in ("", "ai.onnx"):
+        return None
+    if any(stored_chain(operand) is None for operand in node.inputs if operand is not None):
+        return None
+    return (node, *(stored_chain(node.inputs[0]) or ()))
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def weight_refusal(value: ir.Value | None) -> str:
+    """Return why a pass must not replace this weight, or nothing: not constant, shared, or stored in a smaller form."""
+    chain = stored_chain(value)
+    if value is None or chain is None:
+        return "its weight is not constant"
+    for link in (value, *(node.inputs[0] for node in chain)):
+        if link is None:
+            continue
+        if len(list(link.uses())) > 1 or link.is_graph_output():
+            return "its weight is shared"
+    for node in chain:
+        if node.op_type in ENCODED:
+            return f"its weight is stored in a smaller form, behind {node.op_type}"
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------- rewiring
+
+
+def only_use(value: ir.Value) -> ir.Node | None:
+    """Return the one top-level node that reads `value`, or None: no reader, several, a subgraph, or a graph output."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node = uses[0].node
+    return node if node.graph is value.graph or value.graph is None else None
+
+
+def fresh_name(graph: ir.Graph, base: str) -> str:
+    """Return `base`, or `base_1`, `base_2`, ...: the first that names no value and no node of the model."""
+    taken = names(graph)
+    name, number = base, 0
+    while name in taken:
+        number += 1
+        name = f"{base}_{number}"
+    return name
+
+
+def names(graph: ir.Graph) -> set[str]:
+    """Return the names of all values and nodes of the graph and its subgraphs."""
+    found = {str(value.name) for value in graph.inputs} | set(graph.initializers)
+    for node in graph.all_nodes():
+        found.add(str(node.name))
+        found.update(str(output.name) for output in node.outputs)
+        for subgraph in subgraphs(node):
+            found |= {str(value.name) for value in subgraph.inputs} | set(subgraph.initializers)
+    return found
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs in a node's attributes (If, Loop, Scan)."""
+    for found in node.attributes.values():
+        if found.type == ir.AttributeType.GRAPH and not found.is_ref():
+            yield found.as_graph()
+        elif found.type == ir.AttributeType.GRAPHS and not found.is_ref():
+            yield from found.as_graphs()
+
+
+def add_constant(graph: ir.Graph, base: str, array: Array) -> ir.Value:
+    """Add a read-only initializer with a fresh name that starts with `base`."""
+    frozen = np.ascontiguousarray(array).reshape(array.shape)
+    if frozen is array or frozen.base is not None:
+        frozen = frozen.copy()
+    frozen.flags.writeable = False
+    name = fresh_name(graph, base)
+    value = ir.Value(name=name, const_value=ir.Tensor(frozen, name=name))
+    value.shape, value.type = ir.Shape(frozen.shape), ir.TensorType(ir.DataType.from_numpy(frozen.dtype))
+    graph.register_initializer(value)
+    return value
+
+
+def add_node(
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Attribute] | None = None,
+    *,
+    before: ir.Node,
+    base: str,
+    outputs: Sequence[ir.Value] | None = None,
+) -> ir.Node:
+    """Insert a node of the default domain before another, with a fresh name and, unless given, one fresh output."""
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    name = fresh_name(graph, base)
+    results = outputs if outputs is not None else [ir.Value(name=fresh_name(graph, f"{name}_out"))]
+    node = ir.node(op_type, inputs=inputs, attributes=dict(attributes or {}), outputs=results, name=name)
+    graph.insert_before(before, node)
+    return node
+
+
+def replace_node(node: ir.Node, last: ir.Node) -> None:
+    """Let `last`'s output take over the name, type and readers of `node`'s only output, and remove `node`."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    old, new = node.outputs[0], last.outputs[0]
+    name, new.type, new.shape = old.name, old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    new.name = name
+
+
+def bypass(node: ir.Node, source: ir.Value) -> bool:
+    """Let readers of `node`'s first output read `source` instead and remove `node`; False when the interface forbids.
+
+    A graph output keeps its name: the producer of `source` then writes it directly, unless `source` is a graph input,
+    an initializer or itself an output.
+    """
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    output = node.outputs[0]
+    if not output.is_graph_output():
+        output.replace_all_uses_with(source)
+        graph.remove(node, safe=True)
+        return True
+    producer = source.producer()
+    if producer is None or producer.graph is not graph or source.is_graph_output():
+        return False
+    name, source.type, source.shape = output.name, output.type, output.shape
+    output.replace_all_uses_with(source, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    source.name = name
+    return True
+
+
+def remove_dead(graph: ir.Graph) -> list[ir.Node]:
+    """Remove top-level nodes and initializers that nothing reads; graph inputs stay. Return the nodes, last first."""
+    removed = []
+    for node in reversed(graph):
+        if not any(output.is_graph_output() or list(output.uses()) for output in node.outputs):
+            graph.remove(node, safe=True)
+            removed.append(node)
+    for name, value in list(graph.initializers.items()):
+        if not list(value.uses()) and not value.is_graph_output() and not value.is_graph_input():
+            graph.initializers.pop(name)
+    return removed
+
+
+def facts(node: ir.Node) -> dict[str, float | str]:
+    """Return what selectors may ask about a node: name, op, groups, kernel, stride, dilation, channels, params."""
+    known: dict[str, float | str] = {"name": str(node.name), "op": node.op_type}
+    weight = node.inputs[1] if node.op_type in LINEAR and len(node.inputs) > 1 else None
+    shape = static_shape(weight)
+    if shape is None:
+        return known
+    known["params"] = math.prod(shape)
+    if node.op_type in ("Conv", "ConvTranspose"):
+        groups = attribute(node, "group", 1)
+        a, b = shape[0], shape[1] * groups
+        known |= {
+            "groups": groups,
+            "kernel": max(shape[2:], default=1),
+            "stride": max(attribute(node, "strides", [1])),
+            "dilation": max(attribute(node, "dilations", [1])),
+            "out_channels": a if node.op_type == "Conv" else b,
+            "in_channels": b if node.op_type == "Conv" else a,
+        }
+    elif len(shape) == 2:
+        wide = node.op_type == "Gemm" and attribute(node, "transB", 0)
+        known["in_channels"], known["out_channels"] = (shape[1], shape[0]) if wide else (shape[0], shape[1])
+    return known
+
+
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Return the shape of a constant, or None when the value is not one."""
+    tensor = stored(value)
+    if tensor is not None:
+        return tuple(int(dim) for dim in tensor.shape)
+    array = constant(value) if is_constant(value) else None
+    return None if array is None else array.shape

@@ -1,0 +1,1 @@
+"""Arrays in, arrays and errors out; imports nothing of ccompile."""

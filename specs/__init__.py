@@ -1,0 +1,1 @@
+"""Recipes, targets and the JSON schema, as package data."""
