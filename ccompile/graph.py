@@ -43,30 +43,22 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-class SparseTensor(ir.TensorBase):
+class SparseTensor(ir.LazyTensor):
     """A sparse initializer: kept as it is stored; `numpy` gives it dense. Source: onnx.proto SparseTensorProto."""
 
     def __init__(self, proto: onnx.SparseTensorProto) -> None:
-        super().__init__(name=proto.values.name)
+        values = proto.values
+        super().__init__(
+            self._dense, ir.DataType(values.data_type), ir.Shape(list(proto.dims)), name=values.name, cache=False
+        )
         self.proto = proto
-
-    @property
-    def dtype(self) -> ir.DataType:
-        """Return the element type."""
-        return ir.DataType(self.proto.values.data_type)
-
-    @property
-    def shape(self) -> ir.Shape:
-        """Return the dense shape."""
-        return ir.Shape(list(self.proto.dims))
 
     @property
     def nbytes(self) -> int:
         """Return the stored bytes: values and indices."""
-        return len(self.proto.values.raw_data or b"") + 8 * math.prod(self.proto.indices.dims)
+        return len(onnx.numpy_helper.to_array(self.proto.values).tobytes()) + 8 * math.prod(self.proto.indices.dims)
 
-    def numpy(self) -> Array:
-        """Return the dense array."""
+    def _dense(self) -> ir.TensorProtocol:
         values = onnx.numpy_helper.to_array(self.proto.values)
         indices = onnx.numpy_helper.to_array(self.proto.indices)
         dense = np.zeros(tuple(self.proto.dims), dtype=values.dtype)
@@ -74,20 +66,7 @@ class SparseTensor(ir.TensorBase):
             dense[tuple(indices.T)] = values
         else:
             dense.reshape(-1)[indices] = values
-        return dense
-
-    def __array__(self, dtype: Any = None) -> Array:
-        return self.numpy().astype(dtype) if dtype is not None else self.numpy()
-
-    def __dlpack__(self, *, stream: Any = None) -> Any:
-        return self.numpy().__dlpack__(stream=stream)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.numpy().__dlpack_device__()
-
-    def tobytes(self) -> bytes:
-        """Return the dense little-endian bytes."""
-        return self.numpy().tobytes()
+        return ir.Tensor(dense, name=self.name)
 
 
 def load(path: Path | str) -> Source:
