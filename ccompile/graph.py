@@ -582,3 +582,10 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
         return tuple(int(dim) for dim in tensor.shape)
     array = constant(value) if is_constant(value) else None
     return None if array is None else array.shape
+
+
+def declared_shape(value: ir.Value) -> tuple[int | str | None, ...] | None:
+    """Return the shape a graph input or output declares; a dimension is None when unnamed, unknown or negative."""
+    if value.shape is None:
+        return None
+    return tuple((dim if dim >= 0 else None) if isinstance(dim, int) else dim.value for dim in value.shape)
