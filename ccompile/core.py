@@ -6,7 +6,7 @@ import ast
 import fnmatch
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -238,6 +238,7 @@ class View:
     facts: Callable[[ir.Node], Facts]
     evaluate: Callable[[Sequence[ir.Value]], list[Array]]
     _answers: dict[Callable[..., Any], Any] = field(default_factory=dict)
+    _results: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def graph(self) -> ir.Graph:
@@ -254,6 +255,13 @@ class View:
     def changed(self) -> None:
         """Forget all answers: the graph is not what it was."""
         self._answers.clear()
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return compute(), computed once in this step for `key` whatever happens to the graph."""
+        if key not in self._results:
+            self._results[key] = compute()
+        result: T = self._results[key]
+        return result
 
     def excluded(self, node: ir.Node) -> Skip | None:
         """Return a Skip when the step's `only` or `skip` keep the pass away from `node`."""

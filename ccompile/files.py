@@ -259,17 +259,22 @@ def _other_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def write(
-    proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], path: Path, limit: int = MESSAGE_LIMIT
+    proto: onnx.ModelProto,
+    weights: Mapping[str, ir.TensorProtocol],
+    path: Path,
+    limit: int = MESSAGE_LIMIT,
+    approve: Callable[[Path], None] = lambda path: None,
 ) -> Path | None:
     """Write the model at `path`, whole or not at all; return the external data file when the size needs one.
 
+    approve: sees the finished file beside `path` before it takes its name; when it raises, nothing is changed.
     proto: its external placeholders name entries of `weights`. Over protobuf's 2 GiB the weights go to a file beside
     the model whose name carries their digest, so that a crash between the two renames never mixes two builds.
     Raises CcompileError when the disk is full or the folder is not writable; then nothing is changed.
     """
     remove_stale(path)
     if proto.ByteSize() + sum(tensor.nbytes for tensor in weights.values()) <= limit:
-        _whole(path, lambda out: _write_inline(proto, weights, out))
+        _whole(path, lambda out: _write_inline(proto, weights, out), approve)
         return None
     scratch = _scratch(path.with_name(path.name + ".data"))
     with _disk(path), _removed_on_failure(scratch):
@@ -280,7 +285,7 @@ def write(
                 if entry.key == "location":
                     entry.value = data.name
         scratch.replace(data)
-    _whole(path, lambda out: out.write(proto.SerializeToString()))
+    _whole(path, lambda out: out.write(proto.SerializeToString()), approve)
     for old in path.parent.glob(f"{path.name}.*.data"):
         if old != data and re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{12}\.data", old.name):
             old.unlink()
@@ -375,7 +380,9 @@ def _disk(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _whole(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+def _whole(
+    path: Path, fill: Callable[[IO[bytes]], object], approve: Callable[[Path], None] = lambda path: None
+) -> None:
     """Fill a scratch file beside `path`, flush it to the disk, and rename it over `path`."""
     scratch = _scratch(path)
     with _disk(path), _removed_on_failure(scratch):
@@ -383,4 +390,5 @@ def _whole(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
             fill(out)
             out.flush()
             os.fsync(out.fileno())
+        approve(scratch)
         scratch.replace(path)

@@ -20,11 +20,12 @@ from ccompile import files
 from ccompile.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ccompile.core import Array
 
 MIN_OPSET = 7
+_TAKEN = "ccompile.names"  # Graph.meta: the names in use, kept so that a fresh one needs no walk
 Attribute = int | float | str | list[int] | list[float] | list[str]
 
 # Ops whose constant second operand (and BatchNormalization's first) are weights: non-finite values there are refused.
@@ -214,15 +215,22 @@ def is_finite(array: Array, chunk: int = 1 << 20) -> bool:
 
 
 def save(
-    model: ir.Model, path: Path | str, metadata: Mapping[str, str] | None = None, limit: int = files.MESSAGE_LIMIT
+    model: ir.Model,
+    path: Path | str,
+    metadata: Mapping[str, str] | None = None,
+    limit: int = files.MESSAGE_LIMIT,
+    approve: Callable[[Path], None] = lambda path: None,
 ) -> Path | None:
-    """Write the model whole or not at all, with `metadata` added; return the external data file if there is one."""
+    """Write the model whole or not at all, with `metadata` added; return the external data file if there is one.
+
+    limit: bytes beyond which weights go to external data; approve: see files.write.
+    """
     proto, weights = to_proto(model)
     for key, value in (metadata or {}).items():
         for entry in [entry for entry in proto.metadata_props if entry.key == key]:
             proto.metadata_props.remove(entry)
         proto.metadata_props.add(key=key, value=value)
-    return files.write(proto, weights, Path(path), limit)
+    return files.write(proto, weights, Path(path), limit, approve)
 
 
 def to_proto(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
@@ -273,7 +281,9 @@ def check(model: ir.Model) -> str:
 
 def copy(model: ir.Model) -> ir.Model:
     """Return a copy whose nodes and values are its own and whose weight arrays are shared."""
-    return model.clone()
+    twin = model.clone()
+    twin.graph.meta.pop(_TAKEN, None)
+    return twin
 
 
 def signature(model: ir.Model) -> tuple[tuple[str, str, str], ...]:
@@ -337,6 +347,14 @@ def _cast(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
     return None if arrays[0] is None or target == ir.DataType.STRING else arrays[0].astype(target.numpy())
 
 
+def _squeeze(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
+    axes = arrays[1] if len(arrays) > 1 else attribute(node, "axes")
+    if arrays[0] is None or (axes is None and (len(arrays) > 1 or node.op_type == "Unsqueeze")):
+        return None
+    where = None if axes is None else tuple(int(axis) for axis in axes)
+    return np.expand_dims(arrays[0], where or ()) if node.op_type == "Unsqueeze" else np.squeeze(arrays[0], where)
+
+
 def _transpose(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
     return None if arrays[0] is None else np.transpose(arrays[0], attribute(node, "perm"))
 
@@ -364,6 +382,8 @@ _SEE_THROUGH = {
     "Cast": _cast,
     "Transpose": _transpose,
     "Reshape": _reshape,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _squeeze,
     "DequantizeLinear": _dequantize,
     "ConstantOfShape": _filled,
 }
@@ -373,7 +393,7 @@ ENCODED = ("Cast", "DequantizeLinear")  # what stands before it is a smaller for
 def constant(value: ir.Value | None) -> Array | None:
     """Return what `value` always is, looking through the ops that weights hide behind, or None.
 
-    The array is read-only. Initializer, Constant node, Identity, Cast, Transpose, Reshape, DequantizeLinear,
+    The array is read-only. Seen through: Identity, Cast, Transpose, Reshape, Squeeze, Unsqueeze, DequantizeLinear,
     ConstantOfShape.
     """
     tensor = stored(value)
@@ -418,7 +438,7 @@ def weight_refusal(value: ir.Value | None) -> str:
     chain = stored_chain(value)
     if value is None or chain is None:
         return "its weight is not constant"
-    for link in (value, *(node.inputs[0] for node in chain)):
+    for link in (value, *(node.inputs[0] for node in chain if node.op_type != "ConstantOfShape")):
         if link is None:
             continue
         if len(list(link.uses())) > 1 or link.is_graph_output():
@@ -441,13 +461,24 @@ def only_use(value: ir.Value) -> ir.Node | None:
     return node if node.graph is value.graph or value.graph is None else None
 
 
+def node_named(graph: ir.Graph, name: str) -> ir.Node:
+    """Return the top-level node of that name. Raises KeyError when there is none."""
+    for node in graph:
+        if node.name == name:
+            return node
+    raise KeyError(name)
+
+
 def fresh_name(graph: ir.Graph, base: str) -> str:
-    """Return `base`, or `base_1`, `base_2`, ...: the first that names no value and no node of the model."""
-    taken = names(graph)
+    """Return `base`, or `base_1`, `base_2`, ...: the first that names no value and no node; it is taken from then on."""
+    taken: set[str] = graph.meta.setdefault(_TAKEN, set())
+    if not taken:
+        taken |= names(graph)
     name, number = base, 0
     while name in taken:
         number += 1
         name = f"{base}_{number}"
+    taken.add(name)
     return name
 
 
@@ -491,13 +522,12 @@ def add_node(
     *,
     before: ir.Node,
     base: str,
-    outputs: Sequence[ir.Value] | None = None,
 ) -> ir.Node:
-    """Insert a node of the default domain before another, with a fresh name and, unless given, one fresh output."""
+    """Insert a node of the default domain before another, with a fresh name and one fresh output."""
     graph = before.graph
     assert isinstance(graph, ir.Graph)
     name = fresh_name(graph, base)
-    results = outputs if outputs is not None else [ir.Value(name=fresh_name(graph, f"{name}_out"))]
+    results = [ir.Value(name=fresh_name(graph, f"{name}_out"))]
     node = ir.node(op_type, inputs=inputs, attributes=dict(attributes or {}), outputs=results, name=name)
     graph.insert_before(before, node)
     return node
@@ -530,11 +560,19 @@ def bypass(node: ir.Node, source: ir.Value) -> bool:
     producer = source.producer()
     if producer is None or producer.graph is not graph or source.is_graph_output():
         return False
+    absorb(node, source)
+    return True
+
+
+def absorb(node: ir.Node, source: ir.Value) -> None:
+    """Let `source`, which only `node` reads, take over the name, type and readers of `node`'s output; remove `node`."""
+    output = node.outputs[0]
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
     name, source.type, source.shape = output.name, output.type, output.shape
     output.replace_all_uses_with(source, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     source.name = name
-    return True
 
 
 def remove_dead(graph: ir.Graph) -> list[ir.Node]:

@@ -1,0 +1,5 @@
+"""python -m ccompile."""
+
+from ccompile.cli import main
+
+main()

@@ -1,0 +1,87 @@
+"""Two graphs side by side: which nodes and weights were added, removed, resized or changed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from ccompile import graph
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference: `kind` is added, removed, resized, retyped or changed."""
+
+    kind: str
+    what: str
+    name: str
+    before: str = ""
+    after: str = ""
+
+
+def compare_graphs(before: ir.Model, after: ir.Model) -> list[Change]:
+    """Return the differences of interface, nodes and weights, by name, in that order."""
+    changes = _interface(before, after)
+    mine, theirs = _nodes(after), _nodes(before)
+    changes += [Change("removed", "node", name, theirs[name]) for name in theirs if name not in mine]
+    changes += [Change("added", "node", name, "", mine[name]) for name in mine if name not in theirs]
+    changes += [
+        Change("changed", "node", name, theirs[name], mine[name])
+        for name in theirs
+        if name in mine and mine[name] != theirs[name]
+    ]
+    return changes + _weights(before, after)
+
+
+def _interface(before: ir.Model, after: ir.Model) -> list[Change]:
+    old, new = (dict((name, f"{kind} {shape}") for name, kind, shape in graph.signature(m)) for m in (before, after))
+    found = [Change("removed", "interface", name, text) for name, text in old.items() if name not in new]
+    found += [Change("added", "interface", name, "", text) for name, text in new.items() if name not in old]
+    found += [
+        Change("changed", "interface", name, text, new[name]) for name, text in old.items() if new.get(name, text) != text
+    ]
+    return found
+
+
+def _nodes(model: ir.Model) -> dict[str, str]:
+    found = {}
+    for node in model.graph:
+        attributes = ", ".join(
+            f"{name}={attribute.value}"
+            for name, attribute in sorted(node.attributes.items())
+            if attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR)
+        )
+        found[str(node.name)] = f"{node.op_type}({attributes})"
+    return found
+
+
+def _weights(before: ir.Model, after: ir.Model) -> list[Change]:
+    old, new = before.graph.initializers, after.graph.initializers
+    changes = [Change("removed", "weight", name, _describe(old[name])) for name in old if name not in new]
+    changes += [Change("added", "weight", name, "", _describe(new[name])) for name in new if name not in old]
+    for name in (name for name in old if name in new):
+        texts = _describe(old[name]), _describe(new[name])
+        if texts[0] != texts[1]:
+            kind = "resized" if texts[0].split()[0] == texts[1].split()[0] else "retyped"
+            changes.append(Change(kind, "weight", name, *texts))
+        elif _digest(old[name]) != _digest(new[name]):
+            changes.append(Change("changed", "weight", name, *texts))
+    return changes
+
+
+def _describe(value: ir.Value) -> str:
+    tensor = value.const_value
+    return "?" if tensor is None else f"{tensor.dtype} {[int(dim) for dim in tensor.shape]}"
+
+
+def _digest(value: ir.Value) -> bytes:
+    tensor = value.const_value
+    return b"" if tensor is None else hashlib.sha256(tensor.tobytes()).digest()
+
+
+def as_data(changes: list[Change]) -> list[dict[str, Any]]:
+    """Return the changes as plain data."""
+    return [asdict(change) for change in changes]

@@ -1,0 +1,191 @@
+"""The record of a compile: what every step did, skipped, cost and moved. JSON on disk, schema-versioned.
+
+Everything but `timing` is a function of source, spec, data, seed and versions: two runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ccompile.core import Comparison, CostReport, Tolerance
+from ccompile.errors import DataError
+
+SCHEMA = 1
+Verdict = Literal["kept", "reverted", "failed"]
+
+
+class Record(BaseModel):
+    """Base of everything in the evidence file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OutputRecord(Record):
+    """core.OutputComparison; infinities are null."""
+
+    name: str
+    dtype: str
+    elements: int
+    max_abs: float | None
+    atol_needed: float | None
+    relative_l2: float | None
+    sqnr_db: float | None
+    cosine: float | None
+    argmax: float | None
+    kl: float | None
+    mismatches: int
+    problem: str
+
+
+class ComparisonRecord(Record):
+    """core.Comparison."""
+
+    samples: int
+    outputs: tuple[OutputRecord, ...]
+    needed: Tolerance | None
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> ComparisonRecord:
+        """Return the record of a comparison."""
+        outputs = tuple(OutputRecord(**_finite(asdict(output))) for output in comparison.outputs)
+        return cls(samples=comparison.samples, outputs=outputs, needed=comparison.needed)
+
+
+class SiteRecord(Record):
+    """core.Site with what was measured there: |dy| / |x| against `bound`, and |dy| / |y|."""
+
+    nodes: tuple[str, ...]
+    note: str
+    bound: float | None = None
+    measured: float | None = None
+    relative_error: float | None = None
+
+
+class SkipRecord(Record):
+    """core.Skip."""
+
+    node: str
+    reason: str
+
+
+class CostRecord(Record):
+    """core.CostReport."""
+
+    params: int
+    nonzero: int
+    macs: int
+    multiplications: int
+    stored_bytes: int
+    resident_bytes: int
+    moved_bytes: int
+    peak_activation_bytes: int
+    seconds: float
+
+    @classmethod
+    def of(cls, report: CostReport) -> CostRecord:
+        """Return the record of a cost report."""
+        return cls(**asdict(report))
+
+
+class StepRecord(Record):
+    """One step: the pass with its options, what it did, how outputs moved, what the graph costs now."""
+
+    index: int
+    name: str
+    options: dict[str, Any]
+    contract: Literal["exact", "bounded", "lossy"]
+    tolerance: Tolerance | None
+    verdict: Verdict
+    reason: str
+    applied: tuple[SiteRecord, ...]
+    skipped: tuple[SkipRecord, ...]
+    against_previous: ComparisonRecord | None
+    against_source: ComparisonRecord | None
+    metrics: dict[str, float]
+    cost: CostRecord | None
+    nodes: int
+    ops: dict[str, int]
+
+
+class GateRecord(Record):
+    """One gate: what was asked, what was found, whether it held."""
+
+    name: str
+    limit: float
+    value: float | None
+    holds: bool
+    detail: str = ""
+
+
+class DataRecord(Record):
+    """The verification (or calibration) data."""
+
+    source: str
+    digest: str
+    samples: int
+    notes: tuple[str, ...] = ()
+
+
+class FileRecord(Record):
+    """A file by content."""
+
+    name: str
+    digest: str
+    bytes: int
+
+
+class Evidence(Record):
+    """Everything about one compile."""
+
+    evidence_schema: Literal[1] = 1
+    verdict: Literal["ok", "failed"]
+    reason: str = ""
+    source: FileRecord
+    output: FileRecord | None
+    spec: FileRecord
+    target: str
+    seed: int
+    versions: dict[str, str]
+    notes: tuple[str, ...]
+    calibration: DataRecord | None
+    verification: DataRecord
+    source_cost: CostRecord
+    source_metrics: dict[str, float]
+    steps: tuple[StepRecord, ...]
+    final: ComparisonRecord | None
+    survey: dict[str, float]
+    gates: tuple[GateRecord, ...]
+    timing: dict[str, Any] = {}
+
+    def text(self) -> str:
+        """Return the JSON text: stable key order, one trailing newline."""
+        return json.dumps(_finite(self.model_dump(mode="json")), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Evidence:
+        """Return the evidence in a file. Raises DataError when it is missing, damaged or of another schema."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"cannot read the evidence: {error.strerror}", str(path)) from error
+        except (ValidationError, UnicodeDecodeError) as error:
+            first = str(error).splitlines()[0]
+            raise DataError(f"not an evidence file of schema {SCHEMA}: {first}", str(path)) from error
+
+
+def _finite(value: Any) -> Any:
+    """Return plain data with infinities and NaN as None, as JSON has none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,245 @@
+"""Evidence and costs as tables: rich ones on a terminal, plain text elsewhere. Builds renderables; prints nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ccompile.core import Pass
+from ccompile.cost import ModelCost
+from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, StepRecord
+from ccompile.inspection import Acts
+
+_STYLE = {"kept": "green", "reverted": "yellow", "failed": "bold red", "ok": "bold green", "source": "dim"}
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, title: str | None = None) -> Table:
+    """Return a table whose first `left` columns are text and the rest numbers."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for index, name in enumerate(columns):
+        made.add_column(name, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def count(value: float) -> str:
+    """Return a count in four figures with its unit.
+
+    >>> [count(n) for n in (950, 266_610, 15_470_264_320)]
+    ['950', '266.6 k', '15.47 G']
+    """
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.4g} {unit}"
+    return f"{value:.4g}"
+
+
+def size(value: float) -> str:
+    """Return bytes in four figures with a decimal unit.
+
+    >>> size(1_067_507)
+    '1.068 MB'
+    """
+    return f"{count(value)}B" if value >= 1e3 else f"{value:.0f} B"
+
+
+def duration(value: float) -> str:
+    """Return seconds in three figures with a unit.
+
+    >>> duration(0.00123)
+    '1.23 ms'
+    """
+    for limit, unit, scale in ((1, "s", 1), (1e-3, "ms", 1e3), (0, "us", 1e6)):
+        if value >= limit:
+            return f"{value * scale:.3g} {unit}"
+    return "0"
+
+
+def _moved(comparison: ComparisonRecord | None) -> tuple[str, str]:
+    """Return the worst relative L2 and the least argmax agreement of a comparison."""
+    if comparison is None:
+        return "-", "-"
+    if any(output.problem or output.mismatches for output in comparison.outputs):
+        return "broken", "-"
+    errors = [output.relative_l2 if output.relative_l2 is not None else float("inf") for output in comparison.outputs]
+    argmax = [output.argmax for output in comparison.outputs if output.argmax is not None]
+    return f"{max(errors, default=0):.1e}", f"{min(argmax):.2%}" if argmax else "-"
+
+
+def _costs(cost: CostRecord | None) -> tuple[str, ...]:
+    if cost is None:
+        return ("-",) * 4
+    return count(cost.params), count(cost.macs), size(cost.stored_bytes), duration(cost.seconds)
+
+
+def _row(step: StepRecord, names: Sequence[str]) -> tuple[str, ...]:
+    moved = (*_moved(step.against_previous)[:1], *_moved(step.against_source))
+    metrics = tuple(f"{step.metrics[name]:.4f}" if name in step.metrics else "-" for name in names)
+    sites = f"{len(step.applied)}/{len(step.applied) + len(step.skipped)}"
+    verdict = f"[{_STYLE[step.verdict]}]{step.verdict}[/]"
+    return (f"{step.index} {step.name}", verdict, sites, *moved, *metrics, *_costs(step.cost))
+
+
+def evidence_table(evidence: Evidence) -> RenderableType:
+    """Return what a compile shows: one row per step, then gates, notes and the verdict."""
+    names = list(evidence.source_metrics)
+    columns = ["step", "verdict", "sites", "vs previous", "vs source", "argmax", *names]
+    columns += ["params", "MACs", "stored", "est. time"]
+    metrics = tuple(f"{evidence.source_metrics[name]:.4f}" for name in names)
+    first = ("source", "", "", "", "", "", *metrics, *_costs(evidence.source_cost))
+    parts: list[RenderableType] = [table(columns, [first, *(_row(step, names) for step in evidence.steps)], left=3)]
+    if evidence.gates:
+        rows = [
+            (gate.name, "[green]holds[/]" if gate.holds else "[bold red]broken[/]", gate.detail) for gate in evidence.gates
+        ]
+        parts += [Text(), table(["gate", "", ""], rows, left=3)]
+    if survey := evidence.survey:
+        parts += [Text(), Text("survey metrics: " + ", ".join(f"{name} {value:.3g}" for name, value in survey.items()))]
+    if raced := evidence.timing.get("measured"):
+        text = f"{raced['ratio']:.2f}x (quartiles {raced['low']:.2f} to {raced['high']:.2f}, {raced['rounds']} pairs)"
+        parts.append(Text(f"measured speed-up on this machine: {text}"))
+    parts += [Text()] + [Text(f"note: {note}") for note in evidence.notes]
+    data = evidence.verification
+    parts.append(Text(f"verified on {data.samples} samples: {data.source}; target {evidence.target}"))
+    return Group(*parts)
+
+
+def verdict_lines(evidence: Evidence, output: str, record: str) -> list[str]:
+    """Return the closing lines in plain text."""
+    if evidence.verdict == "failed":
+        return [*evidence.reason.splitlines(), f"Nothing was written but the evidence: {record}"]
+    assert evidence.output is not None
+    share = evidence.output.bytes / evidence.source.bytes if evidence.source.bytes else 1
+    return [f"{output}: {size(evidence.output.bytes)}, {share:.1%} of the source's file; evidence in {record}"]
+
+
+def evidence_summary(evidence: Evidence) -> str:
+    """Return one line per Skip, for -v."""
+    lines = []
+    for step in evidence.steps:
+        for site in step.applied:
+            error = f", measured |dy|/|y| {site.relative_error:.3g}" if site.relative_error is not None else ""
+            lines.append(f"step {step.index} {step.name}: {', '.join(site.nodes)}: {site.note}{error}")
+        lines += [f"step {step.index} {step.name}: left alone {skip.node}: {skip.reason}" for skip in step.skipped]
+    return "\n".join(lines)
+
+
+def inspect_table(cost: ModelCost, acts: Sequence[Acts], target: str) -> RenderableType:
+    """Return the cost per op and per layer with the passes that could act."""
+    report = cost.report
+    whole = max(report.seconds, 1e-30)
+    kinds: dict[str, list[float]] = {}
+    for node in cost.nodes:
+        row = kinds.setdefault(node.op, [0, 0, 0, 0, 0, 0])
+        found = (1, node.params, node.macs, node.stored_bytes, node.moved_bytes, node.seconds)
+        kinds[node.op] = [a + b for a, b in zip(row, found, strict=True)]
+    per_op = [
+        (op, f"{n:.0f}", count(params), count(macs), size(kept), size(moved), duration(s), f"{s / whole:.1%}")
+        for op, (n, params, macs, kept, moved, s) in sorted(kinds.items(), key=lambda item: -item[1][5])
+    ]
+    could = {entry.node: entry for entry in acts}
+    per_layer = [
+        (
+            node.name,
+            node.op,
+            _acts(could.get(node.name)),
+            count(node.params),
+            count(node.macs),
+            size(node.stored_bytes),
+            duration(node.seconds),
+            f"{node.seconds / whole:.1%}",
+        )
+        for node in cost.nodes
+    ]
+    total = (
+        f"total: {report.params:,} params ({report.nonzero:,} nonzero), {report.macs:,} MACs, "
+        f"{report.multiplications:,} multiplications, stored {size(report.stored_bytes)}, resident "
+        f"{size(report.resident_bytes)}, moved {size(report.moved_bytes)}, peak activations "
+        f"{size(report.peak_activation_bytes)} at `{cost.peak_node}`, estimated {duration(report.seconds)} on {target}"
+    )
+    columns = ["op", "nodes", "params", "MACs", "stored", "moved", "est. time", "share"]
+    layers = ["layer", "op", "passes", "params", "MACs", "stored", "est. time", "share"]
+    notes = [Text(f"note: {note}") for note in cost.notes]
+    return Group(table(columns, per_op), Text(), table(layers, per_layer, left=3), Text(), Text(total), *notes)
+
+
+def _acts(entry: Acts | None) -> str:
+    if entry is None:
+        return ""
+    return ", ".join([*entry.could, *(f"not {name}: {reason}" for name, reason in entry.refused)])
+
+
+def comparison_table(record: ComparisonRecord, source: str) -> RenderableType:
+    """Return one row per output, and what it was compared on."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    rows = [
+        (
+            output.name,
+            output.dtype,
+            count(output.elements),
+            output.problem or (f"{output.mismatches} broken" if output.mismatches else shown(output.max_abs, ".3g")),
+            shown(output.relative_l2, ".3g"),
+            shown(output.sqnr_db, ".1f"),
+            shown(output.cosine, ".6f"),
+            shown(output.argmax, ".2%"),
+            shown(output.kl, ".3g"),
+        )
+        for output in record.outputs
+    ]
+    columns = ["output", "type", "elements", "max abs", "relative L2", "SQNR dB", "cosine", "argmax", "KL"]
+    return Group(table(columns, rows, left=2), Text(f"on {record.samples} samples: {source}"))
+
+
+def doc_of(kind: type[Pass]) -> str:
+    """Return the docstring of a pass's file."""
+    return (sys.modules[kind.__module__].__doc__ or "").strip()
+
+
+def pass_page(kind: type[Pass]) -> str:
+    """Return the reference page of a pass: its docstring, contract, order and options."""
+    lines = [f"{kind.pass_name()} ({kind.kind})", "", doc_of(kind), ""]
+    if kind.after:
+        lines += [f"Comes after: {', '.join(kind.after)}.", ""]
+    lines.append("Options:")
+    for name, kind_of, default, text in options(kind):
+        lines.append(f"  {name}: {kind_of}, default {default}\n      {text}")
+    return "\n".join(lines)
+
+
+def options(kind: type[Pass]) -> list[tuple[str, str, str, str]]:
+    """Return (name, type and limits, default, description) of each option."""
+    schema = kind.model_json_schema()
+    found = []
+    for name, entry in schema["properties"].items():
+        default = "none" if entry.get("default") is None else str(entry["default"]).lower()
+        found.append((name, _kind_of(entry), "[]" if default == "()" else default, entry.get("description", "")))
+    return found
+
+
+def _kind_of(entry: dict[str, object]) -> str:
+    if "anyOf" in entry:
+        alternatives = entry["anyOf"]
+        assert isinstance(alternatives, list)
+        return " or ".join(_kind_of(part) for part in alternatives if part.get("type") != "null")
+    if "$ref" in entry:
+        return str(entry["$ref"]).rpartition("/")[2].lower()
+    if "enum" in entry:
+        values = entry["enum"]
+        assert isinstance(values, list)
+        return " | ".join(map(str, values))
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = " and ".join(f"{sign} {entry[key]:g}" for key, sign in signs.items() if key in entry)  # type: ignore[str-format]
+    if entry.get("type") == "array":
+        items = entry.get("items", {})
+        assert isinstance(items, dict)
+        return f"list of {_kind_of(items)}"
+    return f"{entry.get('type', 'anything')}{' ' + limits if limits else ''}"
+

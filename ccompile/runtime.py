@@ -1,0 +1,256 @@
+"""ONNX Runtime: outputs, chosen intermediates, constant expressions, real shapes and times, in bounded memory.
+
+Sessions that compare run without graph optimisations (fusions change numbers); sessions that are timed run with them.
+Weights are handed to the session as they are, never serialised.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ccompile import graph
+from ccompile.analysis.shapes import ValueType
+from ccompile.errors import ModelError
+
+if TYPE_CHECKING:
+    from ccompile.core import Array
+
+Feeds = Mapping[str, Any]
+Outputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How sessions run: `threads` 0 means all cores; `optimise` is for timing only."""
+
+    threads: int = 0
+    optimise: bool = False
+    profile: str = ""
+
+
+class Session:
+    """One loaded model. Raises ModelError, naming the node where ONNX Runtime does, when it refuses the model."""
+
+    def __init__(self, model: ir.Model, settings: Settings, observed: Sequence[str] = ()) -> None:
+        import onnxruntime as ort
+
+        proto, weights = graph.to_proto(model)
+        present = {output.name for output in proto.graph.output}
+        for name in observed:
+            if name not in present:
+                proto.graph.output.append(onnx.ValueInfoProto(name=name))
+        options = _options(settings)
+        self._held = [ort.OrtValue.ortvalue_from_numpy(_aligned(tensor)) for tensor in weights.values()]
+        options.add_external_initializers(list(weights), self._held)
+        self.names = [output.name for output in proto.graph.output]
+        with _refusals("ONNX Runtime refuses the model"):
+            self._session = ort.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+
+    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> Outputs:
+        """Return the named outputs (all of them unless named): arrays, lists for sequences, None for empty optionals."""
+        wanted = list(self.names if names is None else names)
+        with _refusals("ONNX Runtime fails on these inputs"):
+            return dict(zip(wanted, self._session.run(wanted, dict(feeds)), strict=True))
+
+    def end_profiling(self) -> str:
+        """Return the path of the profile written."""
+        path: str = self._session.end_profiling()
+        return path
+
+
+def _options(settings: Settings) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if settings.optimise else levels.ORT_DISABLE_ALL
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.use_deterministic_compute = True
+    options.enable_cpu_mem_arena = settings.optimise
+    if settings.profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = settings.profile
+    ort.set_default_logger_severity(4)
+    return options
+
+
+def _aligned(tensor: ir.TensorProtocol) -> Array:
+    return np.ascontiguousarray(tensor.numpy())
+
+
+class _refusals:  # noqa: N801  (reads as a phrase at its use)
+    """Turn ONNX Runtime's exceptions into ModelErrors with a short message."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or kind is None:
+            return
+        if not (kind.__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | ValueError)):
+            return
+        text = shorten(str(error))
+        node = re.search(r"(?:Name:'|name: |node[ :(]+['\"]?)([^'\"()\s]+)", str(error), re.IGNORECASE)
+        raise ModelError(f"{self.what}: {text}", f"node `{node.group(1)}`" if node else "") from error
+
+
+def shorten(message: str, limit: int = 300) -> str:
+    """Return an ONNX Runtime message in one line, without its status code, source paths and stack.
+
+    >>> shorten("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Foo(1)")
+    'Could not find an implementation for Foo(1)'
+    """
+    text = " ".join(message.split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"/\S+/([\w.]+):\d+ [\w:<>~ *&,]+\([^)]*\)(?: \[[^\]]*\])? ?", "", text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def evaluate(values: Sequence[ir.Value], settings: Settings) -> list[Array]:
+    """Return what constant-only values are, computed by the runtime itself on the nodes that lead to them.
+
+    Raises ModelError when a value depends on a graph input or the runtime refuses a node.
+    """
+    nodes: dict[ir.Node, None] = {}
+    constants: dict[str, ir.TensorProtocol] = {}
+    stack = [(value, False) for value in values]
+    while stack:
+        value, done = stack.pop()
+        node = value.producer()
+        if value.is_initializer() and value.const_value is not None and not value.is_graph_input():
+            constants[str(value.name)] = value.const_value
+        elif node is None:
+            raise ModelError(f"`{value.name}` is not constant")
+        elif done:
+            nodes.setdefault(node)
+        elif node not in nodes:
+            stack.append((value, True))
+            stack += [(operand, False) for operand in node.inputs if operand is not None]
+    owner = next((v.graph for v in values if v.graph is not None), None)
+    opsets = [onnx.helper.make_opsetid(k, v) for k, v in (owner.opset_imports if owner else {}).items()]
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [ir.to_proto(node) for node in nodes],
+            "constants",
+            [],
+            [onnx.ValueInfoProto(name=str(value.name)) for value in values],
+            [ir.serde.serialize_tensor(_named(tensor, name)) for name, tensor in constants.items()],
+        ),
+        opset_imports=opsets,
+    )
+    session = Session(graph.from_proto(proto)[0], settings)
+    found = session.run({})
+    return [np.asarray(found[str(value.name)]) for value in values]
+
+
+def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    return tensor if tensor.name == name else ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+
+
+def observed_shapes(model: ir.Model, feeds: Feeds, settings: Settings) -> dict[str, ValueType]:
+    """Return the real types of the top-level values that one run on `feeds` produces.
+
+    Uses the runtime's own profile, so that no intermediate tensor is kept. Values of nodes that did not run are absent.
+    """
+    copy = graph.copy(model)
+    by_key: dict[str, ir.Node] = {}
+    for index, node in enumerate(copy.graph):
+        node.name = f"@{index}@"
+        by_key[node.name] = node
+    found: dict[str, ValueType] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        profiled = Settings(settings.threads, settings.optimise, str(Path(folder) / "profile"))
+        session = Session(copy, profiled)
+        session.run(feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    for event in events:
+        key = re.match(r"@\d+@", event.get("name", ""))
+        shapes = event.get("args", {}).get("output_type_shape")
+        if key is None or not shapes:
+            continue
+        outputs = [output for output in by_key[key.group()].outputs if output.name]
+        for output, entry in zip(outputs, shapes, strict=False):
+            ((kind, dims),) = entry.items()
+            found[str(output.name)] = ValueType(_dtype(kind), tuple(dims))
+    return found
+
+
+def _dtype(name: str) -> ir.DataType | None:
+    aliases = {"float": "FLOAT", "double": "DOUBLE", "bool": "BOOL"}
+    return getattr(ir.DataType, aliases.get(name, name.upper()), None)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per inference of two models, measured in turns; `ratio` is reference over candidate, with its quartiles."""
+
+    seconds: float
+    reference_seconds: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+
+def race(
+    candidate: ir.Model, reference: ir.Model, feeds: Feeds, threads: int, budget: float = 4.0, rounds: int = 400
+) -> Timing:
+    """Time two models in turns on the same inputs, optimised as deployed.
+
+    budget: seconds in all; at least 5 and at most `rounds` pairs are run after a warm-up. The median of the ratios of
+    neighbouring runs is robust against the drift of a shared machine.
+    """
+    settings = Settings(threads=threads, optimise=True)
+    sessions = [Session(candidate, settings), Session(reference, settings)]
+    for session in sessions:
+        session.run(feeds)
+    times: list[tuple[float, float]] = []
+    stop = time.perf_counter() + budget
+    while len(times) < 5 or (time.perf_counter() < stop and len(times) < rounds):
+        pair = [_timed(session, feeds) for session in (sessions if len(times) % 2 else sessions[::-1])]
+        times.append((pair[0], pair[1]) if len(times) % 2 else (pair[1], pair[0]))
+    mine, other = np.array(times).T
+    low, middle, high = np.quantile(other / mine, [0.25, 0.5, 0.75])
+    return Timing(float(np.median(mine)), float(np.median(other)), float(middle), float(low), float(high), len(times))
+
+
+def _timed(session: Session, feeds: Feeds) -> float:
+    start = time.perf_counter()
+    session.run(feeds)
+    return time.perf_counter() - start
+
+
+def run_file(path: Path, feeds: Feeds, settings: Settings) -> Outputs:
+    """Return the outputs of a model file as any user of the runtime would load it, by path."""
+    import onnxruntime as ort
+
+    options = _options(settings)
+    with _refusals("ONNX Runtime refuses the file written"):
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def outputs_of(model: ir.Model, batches: Iterable[Feeds], settings: Settings) -> Iterator[Outputs]:
+    """Yield the model's outputs batch by batch; the session lives as long as the iteration."""
+    session = Session(model, settings)
+    for feeds in batches:
+        yield session.run(feeds)
