@@ -512,6 +512,15 @@ def _content(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
 
 
+def _file_digests(paths: Iterable[Path], request: _Request) -> str:
+    """Return the SHA-256 of the files' SHA-256s, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with _reading(request, path.name), path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 # ---------------------------------------------------------------------------------------------- npz
 
 
@@ -600,7 +609,7 @@ def _members(archive: zipfile.ZipFile, request: _Request) -> dict[str, _Member]:
             raise request.refuse(f"`{key}` is no input of the model", nearest(key, names))
     for port in request.inputs:
         if port.name in entries and port.kind in ("sequence", "sparse"):
-            raise request.refuse(f"`{port.name}` is a {port.kind}, an npz cannot hold it", "Use `test_data`.")
+            raise request.refuse(f"`{port.name}` is of {port.kind} type, an npz cannot hold it", "Use `test_data`.")
     missing = [port.name for port in request.inputs if port.name not in entries and port.kind != "optional"]
     if missing:
         raise request.refuse(f"the model also takes {', '.join(f'`{name}`' for name in missing)}", request.shapes)
@@ -704,20 +713,16 @@ def _open_test_data(request: _Request) -> _Stream:
         folders = _set_folders(request)
     count, notes = _window(len(folders), request)
     used = folders[request.start : request.start + count]
-    digest = hashlib.sha256()
-    for folder in used:
-        with _reading(request, folder.name):
-            for path in sorted(folder.glob("*put_*.pb")):
-                digest.update(f"{path.name} {path.stat().st_size} ".encode())
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+    paths = [path for folder in used for path in sorted(folder.glob("*put_*.pb"))]
     _read_set(used[0], request)
 
     def pieces() -> Iterator[Batch]:
         for folder in used:
             yield _read_set(folder, request)
 
-    return _Stream(count, pieces, _content("test_data", digest.hexdigest()), notes=notes)
+    return _Stream(
+        count, pieces, _content("test_data", [path.name for path in paths], _file_digests(paths, request)), notes=notes
+    )
 
 
 def _set_folders(request: _Request) -> list[Path]:
@@ -786,6 +791,8 @@ def _open_images(request: _Request) -> _Stream:
     preprocess, root = request.source.preprocess, request.path
     assert preprocess is not None  # DataSource requires it
     port = _image_input(request)
+    if port.kind != "tensor" or port.dtype in (ir.DataType.STRING, ir.DataType.BOOL):
+        raise request.refuse(f"`{port.name}` takes no numbers, so images cannot feed it", request.shapes)
     found = images.find(root, request.where)
     labels = _image_labels(found, request)
     count, notes = _window(len(found), request)
@@ -814,11 +821,9 @@ def _open_images(request: _Request) -> _Stream:
             picked = None if labels is None else labels[at : at + size]
             yield Batch({port.name: np.stack(decoded), **others}, picked, len(group))
 
-    digest = hashlib.sha256(b"" if labels is None else labels.tobytes())
-    for path in used:
-        with _reading(request, path.name), path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    content = _content("images", digest.hexdigest(), preprocess.model_dump(mode="json"), port.name, request.seed)
+    listed = [] if labels is None else labels.tolist()
+    settings = preprocess.model_dump(mode="json")
+    content = _content("images", _file_digests(used, request), listed, settings, port.name, request.seed)
     return _Stream(count, pieces, content, size, whole, constants, notes + filled, labels is not None)
 
 
@@ -924,7 +929,7 @@ def _synthetic_shapes(request: _Request) -> dict[str, tuple[int | None, ...]]:
 
 def _declared(port: _Input, named: Mapping[str, int | None], request: _Request) -> tuple[int | None, ...]:
     if port.kind != "tensor":
-        raise request.refuse(f"`{port.name}` is a {port.kind}, which cannot be synthetic", "Use `test_data`.")
+        raise request.refuse(f"`{port.name}` is of {port.kind} type, which cannot be synthetic", "Use `test_data`.")
     if port.shape is None:
         raise request.refuse(
             f"`{port.name}` declares no shape", f"Give one: `shapes: {{{port.name}: [1, 3, 224, 224]}}`."
@@ -946,7 +951,7 @@ def _draw(
 ) -> Array:
     """Return random values of an input's type; raises DataError for types that have none."""
     if port.kind != "tensor" or port.dtype == ir.DataType.STRING:
-        what = "holds strings" if port.kind == "tensor" else f"is a {port.kind}"
+        what = "holds strings" if port.kind == "tensor" else f"is of {port.kind} type"
         raise request.refuse(f"`{port.name}` {what}, which cannot be synthetic", "Use `test_data`.")
     if port.dtype == ir.DataType.BOOL:
         return np.asarray(rng.integers(0, 2, shape, dtype=np.int8)).astype(np.bool_)

@@ -319,6 +319,17 @@ def test_strings_are_fed_as_objects(tmp_path: Path) -> None:
     assert batch.feeds["x"].dtype == object
 
 
+def test_bfloat16_survives_the_npz(tmp_path: Path) -> None:
+    model = model_of(tensor("x", ["N", 5], TensorProto.BFLOAT16))
+    want = model.graph.inputs[0].dtype.numpy()  # type: ignore[union-attr]
+    np.savez(tmp_path / "v.npz", x=ROWS.astype(want))
+    (batch,) = verify(model, tmp_path, npz="v.npz").verification.batches()
+    assert batch.feeds["x"].dtype == want
+    np.testing.assert_array_equal(batch.feeds["x"].astype(np.float32), ROWS)
+    np.savez(tmp_path / "v.npz", x=ROWS)
+    assert "float32, the model takes bfloat16" in refusal(model, tmp_path, npz="v.npz")
+
+
 def test_what_is_no_zip_or_a_truncated_one_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "v.npz", x=ROWS)
     whole = (tmp_path / "v.npz").read_bytes()
@@ -728,6 +739,8 @@ def test_images_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         ("deep", "8 bits"),
     ):
         assert reason in refusal(model, tmp_path, images=name, preprocess={}), name
+    strings = model_of(tensor("x", ["N", 3, 4, 6], STRING))
+    assert "takes no numbers" in refusal(strings, tmp_path, images="large", preprocess={})
     assert "smaller than the crop" in refusal(model, tmp_path, images="large", preprocess={"crop": 10})
 
 
