@@ -822,8 +822,8 @@ def _open_images(request: _Request) -> _Stream:
             yield Batch({port.name: np.stack(decoded), **others}, picked, len(group))
 
     listed = [] if labels is None else labels.tolist()
-    settings = preprocess.model_dump(mode="json")
-    content = _content("images", _file_digests(used, request), listed, settings, port.name, request.seed)
+    settings, seeds = preprocess.model_dump(mode="json"), [request.seed, request.source.seed]
+    content = _content("images", _file_digests(used, request), listed, settings, port.name, seeds)
     return _Stream(count, pieces, content, size, whole, constants, notes + filled, labels is not None)
 
 
