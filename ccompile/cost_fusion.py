@@ -1,4 +1,4 @@
-"""Which nodes vanish on a target: epilogues of linear ops, and the QuantizeLinear and DequantizeLinear around int8 nodes.
+"""Which nodes vanish on a target: epilogues of linear ops, and the Quantize- and DequantizeLinear of int8 nodes.
 
 What vanishes is the target's `fused`:
 * an op right after a linear op whose output it alone reads (Relu, Clip, Add, BatchNormalization ...), also in a row;
@@ -12,13 +12,17 @@ Source: ONNX Runtime's graph optimisations and QDQ selectors, simplified; refere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from ccompile import graph
 from ccompile.cost_ops import FREE, LINEAR
-from ccompile.cost_weights import Constants
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from ccompile.cost_weights import Constants
 
 _ENCODERS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -35,9 +39,14 @@ class Fusion:
         for node in nodes:
             if node.op_type in fused and node.op_type not in _ENCODERS and node.op_type not in LINEAR:
                 self._absorb(node)
-            elif encodes and node.op_type == "QuantizeLinear" and self._after_integers(node):
-                self._gone.add(node)
-            elif decodes and node.op_type == "DequantizeLinear" and self._before_integers(node):
+            elif (
+                encodes
+                and node.op_type == "QuantizeLinear"
+                and self._after_integers(node)
+                or decodes
+                and node.op_type == "DequantizeLinear"
+                and self._before_integers(node)
+            ):
                 self._gone.add(node)
 
     def vanishes(self, node: ir.Node) -> bool:

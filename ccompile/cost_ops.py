@@ -8,14 +8,16 @@ also to what `pads` crops. Recurrent gates, softmax and scales are not MACs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Literal
 
 from ccompile import graph
 from ccompile.target import RateKind, Step, round_up_to
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx_ir as ir
 
 Shape = tuple[int, ...]
 
@@ -134,7 +136,7 @@ def _recurrent(call: Call) -> Work:
 
 
 def _attention(call: Call) -> Work:
-    # Q[b, h, l, d] K[b, g, s, d] V[b, g, s, e], or [b, l, h d] with the head counts as attributes: scores l s d, sum l s e
+    # Q[b, h, l, d] K[b, g, s, d] V[b, g, s, e], or [b, l, h d] and head counts as attributes: scores l s d, sum l s e
     if call.node.domain == "com.microsoft":  # x[b, l, c] W[c, 3 h]: projections, then scores and sums over l
         (batch, length, width), W = call.shape(0), call.shape(1)
         return Work("gemm", batch * length, 1, 3 * width + 2 * length, W[1] // 3)
@@ -263,7 +265,10 @@ FREE = VIEWS | {"Constant", "Shape", "Size"}
 
 # Ops that are never folded into a constant at session creation. DequantizeLinear keeps the small form of its weight.
 NEVER_FOLDED = frozenset(
-    "DequantizeLinear RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial If Loop Scan".split()
+    {
+        *("DequantizeLinear", "If", "Loop", "Scan"),
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"),
+    }
 )
 
 # Operands that are not weights whatever their type: statistics, scales, zero points, shapes, axes, sizes, masks.

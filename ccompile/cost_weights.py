@@ -9,26 +9,23 @@ never built.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from ccompile import graph
 from ccompile.analysis.shapes import UNKNOWN, Shapes, ValueType
-from ccompile.core import Array
 from ccompile.cost_ops import LINEAR, NEVER_FOLDED, NOT_WEIGHTS, UNPACKS, ZERO_POINT
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ccompile.core import Array
+
 _NOT_NUMBERS = (ir.DataType.BOOL, ir.DataType.STRING, ir.DataType.UNDEFINED)
-
-
-def type_of(value: ir.Value, types: Shapes) -> ValueType:
-    """Return the type of a stored tensor or, of other values, what `types` says."""
-    tensor = graph.stored(value)
-    if tensor is None:
-        return types.get(str(value.name), UNKNOWN)
-    return ValueType(tensor.dtype, tuple(int(dim) for dim in tensor.shape))
 
 
 class Constants:
@@ -37,6 +34,20 @@ class Constants:
     def __init__(self) -> None:
         self._fixed: set[ir.Value] = set()
         self._folded: set[ir.Value] = set()
+        self._stored: dict[ir.Value, ir.TensorProtocol | None] = {}
+
+    def stored(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """Return graph.stored(value), computed once: building a Constant's tensor is slow."""
+        if value not in self._stored:
+            self._stored[value] = graph.stored(value)
+        return self._stored[value]
+
+    def type_of(self, value: ir.Value, types: Shapes) -> ValueType:
+        """Return the type of a stored tensor or, of other values, what `types` says."""
+        tensor = self.stored(value)
+        if tensor is None:
+            return types.get(str(value.name), UNKNOWN)
+        return ValueType(tensor.dtype, ir.Shape(tensor.shape).numpy())
 
     def add(self, nodes: Iterator[ir.Node]) -> None:
         """Classify the outputs of nodes in topological order."""
@@ -51,11 +62,11 @@ class Constants:
 
     def is_fixed(self, value: ir.Value) -> bool:
         """Return whether the value depends on constants only."""
-        return value in self._fixed or graph.stored(value) is not None
+        return value in self._fixed or self.stored(value) is not None
 
     def is_folded(self, value: ir.Value) -> bool:
         """Return whether the runtime holds the value as a constant."""
-        return value in self._folded or graph.stored(value) is not None
+        return value in self._folded or self.stored(value) is not None
 
 
 @dataclass(frozen=True)
@@ -99,88 +110,103 @@ class Weights:
         for position, value in enumerate(node.inputs):
             if value is None or not self._constants.is_fixed(value):
                 continue
-            leaves = list(_leaves(value, _first(node, position, value, types)))
-            stored += sum(leaf.tensor.nbytes for leaf in leaves if leaf.tensor is not None and self._is_new(leaf))
+            leaves = self._leaves(value, self._seen_as(node, position, value, types))
+            stored += sum(self._new_bytes(leaf) for leaf in leaves)
             for count, dense in self._count(node, value, leaves, types):
                 params, nonzero = params + count, nonzero + dense
         return Read(params, nonzero, stored)
 
-    def _is_new(self, leaf: Leaf) -> bool:
-        if leaf.value in self._stored:
-            return False
+    def _new_bytes(self, leaf: Leaf) -> int:
+        if leaf.tensor is None or leaf.value in self._stored:
+            return 0
         self._stored.add(leaf.value)
-        return True
+        return int(leaf.tensor.nbytes)
 
-    def _count(
-        self, node: ir.Node, value: ir.Value, leaves: list[Leaf], types: Shapes
-    ) -> Iterator[tuple[int, int]]:
+    def _count(self, node: ir.Node, value: ir.Value, leaves: list[Leaf], types: Shapes) -> Iterator[tuple[int, int]]:
         """Yield (elements, elements that are not zero) of the leaves that are weights and were not counted."""
         fresh = [leaf for leaf in leaves if leaf.is_weight and leaf.value not in self._counted]
         self._counted.update(leaf.value for leaf in fresh)
-        packed = _packed_elements(node, value, types) if fresh else None
+        packed = self._packed_elements(node, value, types) if fresh else None
         if packed is not None:
             yield packed, packed
             return
         for leaf in fresh:
-            known = type_of(leaf.value, types)
+            known = self._constants.type_of(leaf.value, types)
             if known.static and known.dtype not in _NOT_NUMBERS:
                 elements = math.prod(known.static)
                 yield elements, elements if leaf.is_index else nonzero_elements(leaf, elements)
 
+    def _seen_as(self, node: ir.Node, position: int, value: ir.Value, types: Shapes) -> Leaf:
+        """Return how a runtime node sees its operand: a weight, where the operand is a float or a quantised weight."""
+        linear = LINEAR.get(node.op_type)
+        dtype = self._constants.type_of(value, types).dtype
+        is_number = dtype is None or dtype.is_floating_point() or (linear is not None and linear.quantised)
+        is_weight = is_number and position not in NOT_WEIGHTS.get(node.op_type, ())
+        at = ZERO_POINT.get(node.op_type)
+        if linear is None or at is None or position != linear.weight:
+            return Leaf(value, None, is_weight)
+        return Leaf(value, None, is_weight, False, node, node.inputs[at] if at < len(node.inputs) else None)
 
-def _first(node: ir.Node, position: int, value: ir.Value, types: Shapes) -> Leaf:
-    """Return how a runtime node sees its operand: a weight, where the operand is a float or a quantised weight."""
-    linear = LINEAR.get(node.op_type)
-    dtype = type_of(value, types).dtype
-    is_number = dtype is None or dtype.is_floating_point() or (linear is not None and linear.quantised)
-    is_weight = is_number and position not in NOT_WEIGHTS.get(node.op_type, ())
-    at = ZERO_POINT.get(node.op_type)
-    if linear is None or at is None or position != linear.weight:
-        return Leaf(value, None, is_weight)
-    return Leaf(value, None, is_weight, False, node, node.inputs[at] if at < len(node.inputs) else None)
+    def _leaves(self, value: ir.Value, seen_as: Leaf) -> list[Leaf]:
+        """Return the leaves of a fixed value, each once; one that is a weight anywhere in it is a weight."""
+        found: dict[ir.Value, Leaf] = {}
+        visited: set[tuple[ir.Value, bool]] = set()
+        waiting = [replace(seen_as, value=value)]
+        while waiting:
+            leaf = waiting.pop()
+            if (leaf.value, leaf.is_weight) in visited:
+                continue
+            visited.add((leaf.value, leaf.is_weight))
+            tensor, node = self._constants.stored(leaf.value), leaf.value.producer()
+            is_leaf = tensor is not None or (node is not None and node.op_type == "ConstantOfShape")
+            if is_leaf and (leaf.value not in found or leaf.is_weight):
+                found[leaf.value] = replace(leaf, tensor=tensor)
+            if tensor is None and node is not None:
+                waiting += _operands(node, leaf)
+        return list(found.values())
+
+    def _packed_elements(self, node: ir.Node, value: ir.Value, types: Shapes) -> int | None:
+        """Return the elements of a weight whose stored elements each pack several, or None when they do not."""
+        if node.op_type == "MatMulNBits":
+            return int(graph.attribute(node, "K", 0)) * int(graph.attribute(node, "N", 0))
+        static = self._constants.type_of(value, types).static
+        return math.prod(static) if static is not None and _unpacks(value) else None
 
 
-def _leaves(value: ir.Value, seen_as: Leaf) -> Iterator[Leaf]:
-    """Yield the leaves of a fixed value; `seen_as` says what the value is to its reader."""
-    tensor, node = graph.stored(value), value.producer()
-    if tensor is not None:
-        yield Leaf(value, tensor, seen_as.is_weight, seen_as.is_index, seen_as.decoder, seen_as.zero)
-        return
-    assert node is not None
-    if node.op_type == "ConstantOfShape":
-        yield Leaf(value, None, seen_as.is_weight)
+def _operands(node: ir.Node, result: Leaf) -> Iterator[Leaf]:
+    """Yield how a constant node sees its operands, given how its result is seen."""
     for position, operand in enumerate(node.inputs):
         if operand is None:
             continue
-        is_weight = seen_as.is_weight and position not in NOT_WEIGHTS.get(node.op_type, ())
-        is_index = seen_as.is_index or (node.op_type.startswith("Gather") and position == 1)
-        decoder, zero = seen_as.decoder, seen_as.zero
+        is_weight = result.is_weight and position not in NOT_WEIGHTS.get(node.op_type, ())
+        is_index = result.is_index or (node.op_type.startswith("Gather") and position == 1)
+        decoder, zero = result.decoder, result.zero
         if node.op_type == "DequantizeLinear":
             decoder, zero = node, node.inputs[2] if len(node.inputs) > 2 else None
-        yield from _leaves(operand, Leaf(operand, None, is_weight, is_index, decoder, zero))
+        yield Leaf(operand, None, is_weight, is_index, decoder, zero)
 
 
-def _packed_elements(node: ir.Node, value: ir.Value, types: Shapes) -> int | None:
-    """Return the elements of a weight whose stored elements each pack several, or None when they do not."""
-    if node.op_type == "MatMulNBits":
-        return int(graph.attribute(node, "K", 0)) * int(graph.attribute(node, "N", 0))
-    static = type_of(value, types).static
-    return math.prod(static) if static is not None and _unpacks(value) else None
-
-
-def _unpacks(value: ir.Value | None) -> bool:
-    node = value.producer() if value is not None else None
-    return node is not None and (node.op_type in UNPACKS or any(_unpacks(operand) for operand in node.inputs))
+def _unpacks(value: ir.Value) -> bool:
+    waiting, visited = [value], set()
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if node.op_type in UNPACKS:
+            return True
+        waiting += [operand for operand in node.inputs if operand is not None]
+    return False
 
 
 def nonzero_elements(leaf: Leaf, elements: int, chunk: int = 1 << 20) -> int:
     """Return how many elements of a leaf are not zero (for quantised ones: not the zero point), in bounded memory."""
     if leaf.tensor is None:
-        fill = graph.attribute(leaf.value.producer(), "value") if leaf.value.producer() else None
+        node = leaf.value.producer()
+        fill = graph.attribute(node, "value") if node is not None else None
         return elements if fill is not None and np.any(fill.numpy()) else 0
     if isinstance(leaf.tensor, graph.SparseTensor):
-        stored = ir.from_proto(leaf.tensor.proto.values)
-        return int(np.count_nonzero(stored.numpy()))
+        return int(np.count_nonzero(onnx.numpy_helper.to_array(leaf.tensor.proto.values)))
     array = leaf.tensor.numpy()
     zeros = graph.constant(leaf.zero)
     if zeros is not None and zeros.size > 1 and np.any(zeros != zeros.reshape(-1)[0]):

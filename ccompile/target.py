@@ -8,18 +8,21 @@ file names, at batch 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import onnx_ir as ir
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from ccompile import graph, specs
-from ccompile.analysis.shapes import Shapes
-from ccompile.core import CostReport
 from ccompile.errors import Problem, SpecError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ccompile.analysis.shapes import Shapes
+    from ccompile.core import CostReport
 
 MIB = 2**20
 RateKind = Literal["conv", "conv1x1", "depthwise", "gemm", "gemv", "recurrent", "elementwise"]
@@ -55,8 +58,8 @@ class Opset(_Part):
 class Step(_Part):
     """The multiples to which a machine rounds channels up: what it computes, not what it was asked for."""
 
-    in_channels: PositiveInt = Field(1, description="input channels come in multiples of this")
-    out_channels: PositiveInt = Field(1, description="output channels come in multiples of this")
+    in_channels: PositiveInt = Field(default=1, description="input channels come in multiples of this")
+    out_channels: PositiveInt = Field(default=1, description="output channels come in multiples of this")
 
 
 class Rates(_Part):
@@ -81,32 +84,37 @@ class Cache(_Part):
 class Memory(_Part):
     """What fits; a limit that is not given does not bind. Sizes in MiB, whatever the key's short name suggests."""
 
-    weights_mb: Positive | None = Field(None, description="for weights as stored (flash), MiB")
-    activations_mb: Positive | None = Field(None, description="for live activations (RAM), MiB")
-    total_mb: Positive | None = Field(None, description="for weights as held by the runtime and activations, MiB")
+    weights_mb: Positive | None = Field(default=None, description="for weights as stored (flash), MiB")
+    activations_mb: Positive | None = Field(default=None, description="for live activations (RAM), MiB")
+    total_mb: Positive | None = Field(
+        default=None, description="for weights as held by the runtime and activations, MiB"
+    )
 
 
 class Target(_Part):
     """A machine with its runtime."""
 
     name: str = Field(min_length=1, description="name, as in specs")
-    description: str = Field("", description="the machine, its runtime and where the numbers come from")
+    description: str = Field(default="", description="the machine, its runtime and where the numbers come from")
     opset: Opset = Field(description="versions of the default operator domain")
-    ops: tuple[str, ...] | Literal["*"] = Field("*", description="ops of the default domain that run; * means all")
-    lacks: tuple[str, ...] = Field((), description="ops that do not run, where `ops` is *")
-    domains: tuple[str, ...] = Field((), description="other operator domains that run, all their ops")
+    ops: tuple[str, ...] | Literal["*"] = Field(
+        default="*", description="ops of the default domain that run; * means all"
+    )
+    lacks: tuple[str, ...] = Field(default=(), description="ops that do not run, where `ops` is *")
+    domains: tuple[str, ...] = Field(default=(), description="other operator domains that run, all their ops")
     dtypes: tuple[str, ...] = Field(min_length=1, description="element types that values may have, ONNX names")
     staircase: dict[str, Step] = Field(
         default_factory=dict, alias="align", description="by dtype, multiples of channels that are really computed"
     )
     rates: Rates = Field(description="how fast it computes")
     bandwidth_gb_s: Positive = Field(description="main memory bandwidth, GB/s")
-    cache: Cache | None = Field(None, description="a faster memory before the main one")
+    cache: Cache | None = Field(default=None, description="a faster memory before the main one")
     node_overhead_us: float = Field(ge=0, description="fixed time of each node that runs, microseconds")
     fused: tuple[str, ...] = Field(
-        (), description="ops that cost nothing right after a linear op; QuantizeLinear and DequantizeLinear: around one"
+        default=(),
+        description="ops that cost nothing right after a linear op; QuantizeLinear and DequantizeLinear: around one",
     )
-    memory: Memory = Field(Memory(), description="what fits")
+    memory: Memory = Field(default_factory=Memory, description="what fits")
 
     @model_validator(mode="after")
     def _consistent(self) -> Target:
@@ -239,9 +247,7 @@ def _keys(path: tuple[str | int, ...]) -> list[str]:
 # ---------------------------------------------------------------------------------------------- does a model fit?
 
 
-def check(
-    model: ir.Model, target: Target, report: CostReport, peak_node: str, shapes: Shapes
-) -> tuple[Problem, ...]:
+def check(model: ir.Model, target: Target, report: CostReport, peak_node: str, shapes: Shapes) -> tuple[Problem, ...]:
     """Return why a model does not run on a target: opset, ops, element types, memory.
 
     One problem per op or element type, at the first node that has it, with the number of nodes; nodes of subgraphs and
