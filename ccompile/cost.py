@@ -8,19 +8,19 @@ params  Elements of the constants of rank >= 1 that nodes read as numbers: float
 nonzero  Those that are not zero (quantised: not the zero point); indices and packed bits count as nonzero.
 macs  Multiply-accumulates (1 MAC = 2 FLOP) of the ops in cost_ops.LINEAR; padding counts, bias adds do not.
     If: the costlier branch. Scan: its length. Loop: its trip count if constant, else once. All with a note.
-multiplications  macs + the scalar multiplications and divisions in cost_ops.MULTIPLICATIONS: what really runs, so that a
-    Winograd or FFT form shows its gain. Nothing where a constant is folded or a node vanishes.
+multiplications  macs + the scalar multiplications and divisions in cost_ops.MULTIPLICATIONS: what really runs, so that
+    a Winograd or FFT form shows its gain. Nothing where a constant is folded or a node vanishes.
 stored_bytes  All tensors of the file: initializers, constants, attributes; int4 packed, sparse ones as stored.
-resident_bytes  Weights as the runtime holds them after folding: the full result where a constant meets a node that runs.
-    DequantizeLinear is not folded, so its integers stay. Copies that a runtime packs for its kernels are not counted.
+resident_bytes  Weights as the runtime holds them after folding: the full result where a constant meets a node that
+    runs. DequantizeLinear is not folded, so its integers stay. Copies that a runtime packs for its kernels are not counted.
 moved_bytes  What nodes read and write, weights included. Views move nothing; Gather and Slice read what they write.
-peak_activation_bytes  Largest sum of live non-constant tensors in node order: graph inputs to their last use, outputs to
-    the end. Views share memory; no other op works in place.
-seconds  Sum over nodes of max(MACs or elements / rate, moved / bandwidth) + overhead. Channels are rounded up to what the
-    target computes. Constant nodes cost nothing, views and shapes their overhead. Layout changes are not modelled.
+peak_activation_bytes  Largest sum of live non-constant tensors in node order: graph inputs to their last use, outputs
+    to the end. Views share memory; no other op works in place.
+seconds  Sum over nodes of max(MACs or elements / rate, moved / bandwidth) + overhead. Channels are rounded up to what
+    the target computes. Constant nodes cost nothing, views and shapes their overhead. Layout changes are not modelled.
 
-Nodes in the target's `fused` vanish where cost_fusion says so; they and the tensor between cost nothing. Where a shape is
-not known, no work and no memory of that node counts, and a note says so.
+Nodes in the target's `fused` vanish where cost_fusion says so; they and the tensor between cost nothing. Where a shape
+is not known, no work and no memory of that node counts, and a note says so.
 Sources: roofline, Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785; rates: specs/targets.
 """
 

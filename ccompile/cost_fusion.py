@@ -39,13 +39,8 @@ class Fusion:
         for node in nodes:
             if node.op_type in fused and node.op_type not in _ENCODERS and node.op_type not in LINEAR:
                 self._absorb(node)
-            elif (
-                encodes
-                and node.op_type == "QuantizeLinear"
-                and self._after_integers(node)
-                or decodes
-                and node.op_type == "DequantizeLinear"
-                and self._before_integers(node)
+            elif (encodes and node.op_type == "QuantizeLinear" and self._after_integers(node)) or (
+                decodes and node.op_type == "DequantizeLinear" and self._before_integers(node)
             ):
                 self._gone.add(node)
 

@@ -1,6 +1,6 @@
 """What each op computes: the work of linear ops, the multiplications of the others, and which operands are weights.
 
-Work is `rows x groups x (ins x outs)` multiply-accumulates (MACs): each row of each group is a dense ins -> outs product.
+Work is `rows x groups x (ins x outs)` multiply-accumulates (MACs): each row of each group is one dense product.
 Padding positions count (a dense convention), bias adds do not. A transposed convolution scatters every input element,
 also to what `pads` crops. Recurrent gates, softmax and scales are not MACs.
 """

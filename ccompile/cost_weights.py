@@ -47,7 +47,7 @@ class Constants:
         tensor = self.stored(value)
         if tensor is None:
             return types.get(str(value.name), UNKNOWN)
-        return ValueType(tensor.dtype, ir.Shape(tensor.shape).numpy())
+        return ValueType(tensor.dtype, tuple(dim for dim in tensor.shape if isinstance(dim, int)))
 
     def add(self, nodes: Iterator[ir.Node]) -> None:
         """Classify the outputs of nodes in topological order."""
