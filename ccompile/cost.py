@@ -1,0 +1,357 @@
+"""What a model costs on a target, from its graph and concrete shapes alone: an estimate, never a measurement.
+
+params  Elements of the constants of rank >= 1 that nodes read as numbers: floats, and the integers behind
+    DequantizeLinear, Cast and the like or in QLinear* and *Integer ops. Each stored tensor counts once, however many
+    nodes read it. Stored codebooks, factors and gather indices count as what they are, generated ConstantOfShape
+    weights by their shape, bit-packed ones by what they unpack to. Not: BatchNormalization mean and variance,
+    DequantizeLinear scales and zero points, shapes, axes, scalars.
+nonzero  Those that are not zero (quantised: not the zero point); indices and packed bits count as nonzero.
+macs  Multiply-accumulates (1 MAC = 2 FLOP) of the ops in cost_ops.LINEAR; padding counts, bias adds do not.
+    If: the costlier branch. Scan: its length. Loop: its trip count if constant, else once. All with a note.
+multiplications  macs + the scalar multiplications and divisions in cost_ops.MULTIPLICATIONS: what really runs, so that
+    a Winograd or FFT form shows its gain. Nothing where a constant is folded or a node vanishes.
+stored_bytes  All tensors of the file: initializers, constants, attributes; int4 packed, sparse ones as stored.
+resident_bytes  Weights as the runtime holds them after folding: the full result where a constant meets a node that
+    runs. DequantizeLinear is not folded, so its integers stay. Copies that a runtime packs for its kernels are not counted.
+moved_bytes  What nodes read and write, weights included. Views move nothing; Gather and Slice read what they write.
+peak_activation_bytes  Largest sum of live non-constant tensors in node order: graph inputs to their last use, outputs
+    to the end. Views share memory; no other op works in place.
+seconds  Sum over nodes of max(MACs or elements / rate, moved / bandwidth) + overhead. Channels are rounded up to what
+    the target computes. Constant nodes cost nothing, views and shapes their overhead. Layout changes are not modelled.
+
+Nodes in the target's `fused` vanish where cost_fusion says so; they and the tensor between cost nothing. Where a shape
+is not known, no work and no memory of that node counts, and a note says so.
+Sources: roofline, Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785; rates: specs/targets.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from ccompile import graph
+from ccompile.core import CostReport
+from ccompile.cost_fusion import Fusion
+from ccompile.cost_ops import FREE, LINEAR, PARTIAL_READS, Call, multiplications
+from ccompile.cost_shapes import example_shapes, guessed_axes, inlined, inner_types
+from ccompile.cost_weights import Constants, Weights
+from ccompile.target import Target, dtype_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from ccompile.analysis.shapes import Shapes
+
+__all__ = ["ModelCost", "NodeCost", "example_shapes", "guessed_axes", "price", "survey_metrics"]
+
+_INTEGER_INSIDE = ("DynamicQuantizeMatMul",)
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """One row: what a node costs. A node with subgraphs holds its bodies' cost; `note` says what is special.
+
+    `params` and `stored_bytes` are of the constants it reads that no earlier node reads.
+    """
+
+    name: str
+    op: str
+    params: int = 0
+    macs: int = 0
+    multiplications: int = 0
+    stored_bytes: int = 0
+    moved_bytes: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """The totals, the rows of the top-level graph (without Constant nodes), the node at the memory peak, and notes."""
+
+    report: CostReport
+    nodes: tuple[NodeCost, ...]
+    peak_node: str
+    notes: tuple[str, ...] = ()
+
+
+def price(model: ir.Model, shapes: Shapes, target: Target) -> ModelCost:
+    """Return what one inference costs on `target`.
+
+    shapes: of all top-level values, from analysis.shapes.infer with concrete input shapes (batch 1 by convention), or
+    observed ones. Local functions are priced at every call.
+    """
+    stored = sum(_stored_bytes(model))
+    if model.functions:
+        model, shapes = inlined(model, shapes)
+    pricer = _Pricer(target, inner_types(model, shapes))
+    body = pricer.body(model.graph, shapes)
+    report = CostReport(
+        params=sum(row.params for row in body.rows),
+        nonzero=pricer.nonzero,
+        macs=sum(row.macs for row in body.rows),
+        multiplications=sum(row.multiplications for row in body.rows),
+        stored_bytes=stored,
+        resident_bytes=sum(pricer.resident.values()),
+        moved_bytes=sum(row.moved_bytes for row in body.rows),
+        peak_activation_bytes=body.peak,
+        seconds=sum(row.seconds for row in body.rows),
+    )
+    return ModelCost(report, body.rows, body.peak_node, tuple(pricer.all_notes()))
+
+
+# ---------------------------------------------------------------------------------------------- nodes
+
+
+@dataclass(frozen=True)
+class _Body:
+    rows: tuple[NodeCost, ...]
+    peak: int
+    peak_node: str
+
+
+class _Pricer:
+    """Walks one model; holds what is counted once across its graphs."""
+
+    def __init__(self, target: Target, inner: Mapping[ir.Graph, Shapes]) -> None:
+        self.target = target
+        self.inner = inner
+        self.constants = Constants()
+        self.weights = Weights(self.constants)
+        self.nonzero = 0
+        self.resident: dict[ir.Value, int] = {}
+        self.notes: dict[str, list[str]] = {}
+
+    def all_notes(self) -> Iterator[str]:
+        """Yield one note for each thing that is special, with the number of names and the first of them."""
+        for what, names in self.notes.items():
+            listed, more = ", ".join(names[:3]), ", ..." if len(names) > 3 else ""
+            yield f"{len(names)} {what}: {listed}{more}"
+
+    def note(self, what: str, name: str) -> None:
+        """Remember what is special about a node or value."""
+        self.notes.setdefault(what, []).append(name)
+
+    def body(self, graph_: ir.Graph, types: Shapes) -> _Body:
+        """Price the nodes of a graph or subgraph."""
+        nodes = list(graph_)
+        self.constants.add(iter(nodes))
+        fusion = Fusion(nodes, self.target.fused, self.constants)
+        rows, inner_peaks = [], {}
+        for node in nodes:
+            if node.op_type == "Constant":
+                continue
+            bodies = [self.body(sub, self.inner.get(sub, {})) for sub in graph.subgraphs(node)]
+            inner_peaks[node] = max((body.peak for body in bodies), default=0)
+            rows.append(self._row(node, types, fusion, bodies))
+        return _Body(tuple(rows), *_peak(graph_, nodes, fusion, self.constants, types, inner_peaks))
+
+    def _row(self, node: ir.Node, types: Shapes, fusion: Fusion, bodies: Sequence[_Body]) -> NodeCost:
+        name = str(node.name)
+        if all(map(self.constants.is_folded, node.outputs)):
+            return NodeCost(name, node.op_type, note="folded: runs once, at session creation")
+        read = self.weights.read(node, types)
+        self.nonzero += read.nonzero
+        self._hold(node, types)
+        row = NodeCost(name, node.op_type, read.params, stored_bytes=read.stored_bytes)
+        overhead = self.target.node_overhead_us * 1e-6
+        if bodies:
+            return self._with_bodies(row, node, bodies, types, overhead)
+        if fusion.vanishes(node):
+            return replace(row, note="vanishes into its neighbour")
+        if node.op_type in FREE:
+            return replace(row, seconds=overhead)
+        try:
+            return self._work(row, node, types, fusion, overhead)
+        except (LookupError, ValueError):
+            self.note("nodes of unknown shape not counted", name)
+            return replace(row, note="shape unknown: not counted")
+
+    def _work(self, row: NodeCost, node: ir.Node, types: Shapes, fusion: Fusion, overhead: float) -> NodeCost:
+        """Return the row of a node that runs; raises LookupError when a shape is not known."""
+        inputs = [None if value is None else self.constants.type_of(value, types) for value in node.inputs]
+        outputs = [self.constants.type_of(value, types) for value in node.outputs]
+        call = Call(node, [known.static if known else None for known in inputs], [known.static for known in outputs])
+        moved = self._moved(node, types, fusion)
+        linear = LINEAR.get(node.op_type)
+        if linear is not None:
+            work, dtype = linear.work(call), self._dtype(node, types, fusion)
+            macs, computed = work.macs, work.computed(self.target.step(dtype))
+            busy = computed / self.target.rate(work.kind, dtype)
+        else:
+            sizes = [math.prod(known.static or ()) for known in (*inputs, *outputs) if known is not None]
+            dtype = "int8" if node in fusion.integer else dtype_name(outputs[0].dtype or ir.DataType.FLOAT)
+            macs, busy = 0, max(sizes, default=0) / self.target.rate("elementwise", dtype)
+        return replace(
+            row,
+            macs=macs,
+            multiplications=macs + multiplications(call),
+            moved_bytes=moved,
+            seconds=max(busy, self.target.seconds_to_move(moved)) + overhead,
+        )
+
+    def _dtype(self, node: ir.Node, types: Shapes, fusion: Fusion) -> str:
+        """Return the type in which a linear op computes: int8 where both operands are, else its first operand's."""
+        value = node.inputs[LINEAR[node.op_type].input]
+        if node in fusion.integer or node.op_type in _INTEGER_INSIDE or value is None:
+            return "int8"
+        return dtype_name(self.constants.type_of(fusion.read(value), types).dtype or ir.DataType.FLOAT)
+
+    def _moved(self, node: ir.Node, types: Shapes, fusion: Fusion) -> int:
+        written = sum(self._bytes(fusion.written(value), types) for value in node.outputs if value.name)
+        read = {fusion.read(value): None for value in node.inputs if value is not None}
+        if node.op_type in PARTIAL_READS:
+            return 2 * written + sum(self._bytes(value, types) for value in list(read)[1:])
+        return written + sum(self._bytes(value, types) for value in read)
+
+    def _bytes(self, value: ir.Value, types: Shapes) -> int:
+        """Return the size of a value; strings and sequences have none; raises LookupError when its shape is unknown."""
+        known = self.constants.type_of(value, types)
+        if known.static is None:
+            raise LookupError(value.name)
+        return known.nbytes or 0
+
+    def _hold(self, node: ir.Node, types: Shapes) -> None:
+        """Remember the constants that stay in memory for a node that runs."""
+        for value in node.inputs:
+            if value is not None and self.constants.is_folded(value):
+                nbytes = self.constants.type_of(value, types).nbytes
+                if nbytes is None and self.constants.stored(value) is None:
+                    self.note("constants of unknown shape not counted as resident", str(value.name))
+                self.resident[value] = nbytes or 0
+
+    def _with_bodies(
+        self, row: NodeCost, node: ir.Node, bodies: Sequence[_Body], types: Shapes, overhead: float
+    ) -> NodeCost:
+        """Return the row of If (the costlier branch) or of Loop and Scan (the body, as often as it is known to run)."""
+        times, note = self._trips(node, types)
+        totals = [_sum(body.rows) for body in bodies]
+        costly = max(totals, key=lambda total: (total.macs, total.seconds))
+        if note:
+            self.note(f"{node.op_type}: {note}", str(node.name))
+        return replace(
+            row,
+            params=row.params + sum(total.params for total in totals),
+            stored_bytes=row.stored_bytes + sum(total.stored_bytes for total in totals),
+            macs=times * costly.macs,
+            multiplications=times * costly.multiplications,
+            moved_bytes=times * costly.moved_bytes,
+            seconds=times * costly.seconds + overhead,
+            note=note,
+        )
+
+    def _trips(self, node: ir.Node, types: Shapes) -> tuple[int, str]:
+        if node.op_type == "If":
+            return 1, "the costlier branch counted"
+        if node.op_type == "Loop":
+            trips = graph.constant(node.inputs[0])
+            known = None if trips is None else int(trips.reshape(-1)[0])
+        else:
+            axes = graph.attribute(node, "scan_input_axes", [0])
+            value, axis = node.inputs[-1], axes[-1] if len(axes) else 0
+            shape = self.constants.type_of(value, types).static if value is not None else None
+            known = shape[axis] if shape else None
+        return (1, "body counted once") if known is None else (known, f"body counted {known} times")
+
+
+def _sum(rows: Iterable[NodeCost]) -> NodeCost:
+    total = NodeCost("", "")
+    for row in rows:
+        total = replace(
+            total,
+            params=total.params + row.params,
+            macs=total.macs + row.macs,
+            multiplications=total.multiplications + row.multiplications,
+            stored_bytes=total.stored_bytes + row.stored_bytes,
+            moved_bytes=total.moved_bytes + row.moved_bytes,
+            seconds=total.seconds + row.seconds,
+        )
+    return total
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+def _stored_bytes(model: ir.Model) -> Iterator[int]:
+    """Yield the bytes of every tensor of the file: initializers and attributes, in all graphs and functions."""
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
+    while graphs:
+        current = graphs.pop()
+        for value in current.initializers.values():
+            yield value.const_value.nbytes if value.const_value is not None else 0
+        for node in current:
+            graphs.extend(graph.subgraphs(node))
+            tensor = graph.stored(node.outputs[0]) if node.op_type == "Constant" else None
+            yield tensor.nbytes if tensor is not None else 0
+            if node.op_type != "Constant":
+                tensors = [found for found in node.attributes.values() if found.type == ir.AttributeType.TENSOR]
+                yield sum(found.as_tensor().nbytes for found in tensors if not found.is_ref())
+
+
+def _peak(
+    graph_: ir.Graph,
+    nodes: Sequence[ir.Node],
+    fusion: Fusion,
+    constants: Constants,
+    types: Shapes,
+    inner: Mapping[ir.Node, int],
+) -> tuple[int, str]:
+    """Return the largest sum of live tensors and the node at which it occurs; `inner`: the peaks of bodies."""
+    birth = dict.fromkeys(graph_.inputs, 0)
+    death: dict[ir.Value, int] = {}
+    for at, node in enumerate(nodes):
+        for value in _read_values(node):
+            death[fusion.root(value)] = at
+        for value in node.outputs:
+            root = fusion.root(fusion.written(value))
+            if not constants.is_folded(root):
+                birth.setdefault(root, at)
+    death |= {fusion.root(value): len(nodes) for value in graph_.outputs}
+    change = [0] * (len(nodes) + 2)
+    for value, start in birth.items():
+        nbytes = constants.type_of(value, types).nbytes or 0
+        change[start] += nbytes
+        change[max(start, death.get(value, start)) + 1] -= nbytes
+    live = peak = 0
+    where = ""
+    for node, delta in zip(nodes, change, strict=False):
+        live += delta
+        if live + inner.get(node, 0) > peak:
+            peak, where = live + inner.get(node, 0), str(node.name)
+    return peak, where
+
+
+def _read_values(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield what a node reads, and what its subgraphs read."""
+    yield from (value for value in node.inputs if value is not None)
+    for sub in graph.subgraphs(node):
+        yield from (value for value in sub.outputs)
+        for inside in sub.all_nodes():
+            yield from (value for value in inside.inputs if value is not None)
+
+
+# ---------------------------------------------------------------------------------------------- comparison
+
+
+def survey_metrics(before: CostReport, after: CostReport) -> dict[str, float]:
+    """Return how much smaller and faster a model became, by metric and quantity.
+
+    compression_rate a / a*, space_saving 1 - a* / a; speed_up s / s* of the estimated seconds.
+    Source: Cheng et al. 2017, arXiv:1710.09282, eq. 8-10. Its eq. 9 prints (a - a*) / a*, which is the rate less one;
+    here the saving is the share of `before` that is gone.
+    """
+    found: dict[str, float] = {}
+    for name in ("params", "macs", "stored_bytes"):
+        a, b = getattr(before, name), getattr(after, name)
+        found[f"compression_rate.{name}"] = _ratio(a, b)
+        found[f"space_saving.{name}"] = 1 - b / a if a else 0.0
+    found["speed_up"] = _ratio(before.seconds, after.seconds)
+    return found
+
+
+def _ratio(a: float, b: float) -> float:
+    """Return a / b; 1 when both are 0, infinity when only b is."""
+    return a / b if b else (math.inf if a else 1.0)

@@ -1,0 +1,113 @@
+"""Which nodes vanish on a target: epilogues of linear ops, and the Quantize- and DequantizeLinear of int8 nodes.
+
+What vanishes is the target's `fused`:
+* an op right after a linear op whose output it alone reads (Relu, Clip, Add, BatchNormalization ...), also in a row;
+* a DequantizeLinear whose readers all compute on integers, or which only feeds constant weights to MatMuls (the runtime
+  then multiplies with the packed weight);
+* a QuantizeLinear after a node that computes on integers.
+A node computes on integers when it is linear and both operands come through DequantizeLinear, or when every operand
+does and only QuantizeLinear reads it.
+Source: ONNX Runtime's graph optimisations and QDQ selectors, simplified; reference/kernels_onnxruntime_cpu.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ccompile import graph
+from ccompile.cost_ops import FREE, LINEAR
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from ccompile.cost_weights import Constants
+
+_ENCODERS = ("QuantizeLinear", "DequantizeLinear")
+
+
+class Fusion:
+    """The nodes of one graph that vanish, by the node that absorbs them."""
+
+    def __init__(self, nodes: Sequence[ir.Node], fused: Sequence[str], constants: Constants) -> None:
+        self._constants = constants
+        self._owner: dict[ir.Node, ir.Node] = {}  # an epilogue -> its linear op
+        self._gone: set[ir.Node] = set()
+        decodes, encodes = "DequantizeLinear" in fused, "QuantizeLinear" in fused
+        self.integer = {node for node in nodes if decodes and self._computes_on_integers(node)}
+        for node in nodes:
+            if node.op_type in fused and node.op_type not in _ENCODERS and node.op_type not in LINEAR:
+                self._absorb(node)
+            elif (encodes and node.op_type == "QuantizeLinear" and self._after_integers(node)) or (
+                decodes and node.op_type == "DequantizeLinear" and self._before_integers(node)
+            ):
+                self._gone.add(node)
+
+    def vanishes(self, node: ir.Node) -> bool:
+        """Return whether the node costs nothing."""
+        return node in self._gone
+
+    def read(self, value: ir.Value) -> ir.Value:
+        """Return the value that is really read for `value`: what stands before a vanished DequantizeLinear."""
+        node = value.producer()
+        if node is not None and node.op_type == "DequantizeLinear" and node in self._gone and node.inputs[0]:
+            return node.inputs[0]
+        return value
+
+    def written(self, value: ir.Value) -> ir.Value:
+        """Return the value that is really written for `value`: what the epilogue after it gives."""
+        node = graph.only_use(value)
+        while node is not None and node in self._gone and node.op_type != "DequantizeLinear":
+            value = node.outputs[0]
+            node = graph.only_use(value)
+        return value
+
+    def root(self, value: ir.Value) -> ir.Value:
+        """Return the value whose memory `value` is: behind views and vanished DequantizeLinear."""
+        node = value.producer()
+        while node is not None and (self.read(value) is not value or node.op_type in FREE - {"Shape", "Size"}):
+            if not node.inputs or node.inputs[0] is None:
+                break
+            value = node.inputs[0]
+            node = value.producer()
+        return value
+
+    def _absorb(self, node: ir.Node) -> None:
+        for value in node.inputs:
+            before = value.producer() if value is not None else None
+            if value is None or before is None or graph.only_use(value) is not node:
+                continue
+            if before.op_type in LINEAR or before in self._owner:
+                self._owner[node] = self._owner.get(before, before)
+                self._gone.add(node)
+                return
+
+    def _computes_on_integers(self, node: ir.Node) -> bool:
+        linear = LINEAR.get(node.op_type)
+        if node.op_type in _ENCODERS or node.op_type in FREE:
+            return False
+        if linear is not None:
+            operands = [node.inputs[at] for at in (linear.input, linear.weight) if at < len(node.inputs)]
+            return len(operands) == 2 and all(map(_is_decoded, operands))
+        moving = [value for value in node.inputs if value is not None and not self._constants.is_folded(value)]
+        return bool(moving) and all(map(_is_decoded, moving)) and all(_only_encoded(value) for value in node.outputs)
+
+    def _after_integers(self, node: ir.Node) -> bool:
+        before = node.inputs[0].producer() if node.inputs[0] is not None else None
+        return before is not None and self._owner.get(before, before) in self.integer
+
+    def _before_integers(self, node: ir.Node) -> bool:
+        readers = [use.node for use in node.outputs[0].uses()]
+        weight_only = self._constants.is_fixed(node.outputs[0]) and all(r.op_type == "MatMul" for r in readers)
+        return bool(readers) and (weight_only or all(reader in self.integer for reader in readers))
+
+
+def _is_decoded(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _only_encoded(value: ir.Value) -> bool:
+    uses = list(value.uses())
+    return bool(uses) and not value.is_graph_output() and all(use.node.op_type == "QuantizeLinear" for use in uses)
