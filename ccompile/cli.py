@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from ccompile.core import Comparison, Tolerance
-    from ccompile.evidence import Evidence
     from ccompile.pipeline import Progress
 
 OK, BROKEN, WRONG, BUG, INTERRUPTED = 0, 1, 2, 70, 130
@@ -59,7 +58,7 @@ def cli() -> None:
     Exit codes: 0 done, every contract and gate held; 1 a contract or gate broke (no model is
     written, the evidence says which); 2 the spec, the model, the data or the command line is
     wrong; 130 interrupted; 70 ccompile itself failed.
-    """
+    """  # noqa: D301  (click wants a real \\b)
 
 
 @cli.command("compile")
@@ -166,7 +165,9 @@ def _data_options(command: Any) -> Any:
     for option in (
         click.option("--data", type=_FILE, help="An .npz by input name, or a folder of test_data_set_*."),
         click.option("--samples", type=click.IntRange(1), help="Use this many samples [all, or 16 synthetic ones]."),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Synthetic inputs."),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Synthetic inputs."
+        ),
         click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Synthetic input shapes."),
         click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="0: all cores."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),

@@ -90,9 +90,8 @@ class OutputComparison:
             if name in ("cosine", "argmax"):
                 if value is not None and not value >= limit:
                     broken.append(f"{name} {value:.6g} < {limit:.6g}")
-            elif name == "relative_l2":
-                if not self.relative_l2 <= limit:
-                    broken.append(f"relative_l2 {self.relative_l2:.3g} > {limit:.3g}")
+            elif name == "relative_l2" and not self.relative_l2 <= limit:
+                broken.append(f"relative_l2 {self.relative_l2:.3g} > {limit:.3g}")
         if tolerance.atol is not None or tolerance.rtol is not None:
             limit = tolerance.atol or 0.0
             if not self.atol_needed <= limit:
@@ -213,7 +212,10 @@ class CostReport:
 class Machine(Protocol):
     """The face of a target that passes see."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Return the target's name."""
+        ...
 
     def runs(self, op_type: str, domain: str = "") -> bool:
         """Return whether the target has this op."""

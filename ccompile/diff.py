@@ -41,7 +41,9 @@ def _interface(before: ir.Model, after: ir.Model) -> list[Change]:
     found = [Change("removed", "interface", name, text) for name, text in old.items() if name not in new]
     found += [Change("added", "interface", name, "", text) for name, text in new.items() if name not in old]
     found += [
-        Change("changed", "interface", name, text, new[name]) for name, text in old.items() if new.get(name, text) != text
+        Change("changed", "interface", name, text, new[name])
+        for name, text in old.items()
+        if new.get(name, text) != text
     ]
     return found
 
@@ -74,7 +76,7 @@ def _weights(before: ir.Model, after: ir.Model) -> list[Change]:
 
 def _describe(value: ir.Value) -> str:
     tensor = value.const_value
-    return "?" if tensor is None else f"{tensor.dtype} {[int(dim) for dim in tensor.shape]}"
+    return "?" if tensor is None else f"{tensor.dtype} {list(graph.dims_of(tensor))}"
 
 
 def _digest(value: ir.Value) -> bytes:

@@ -142,7 +142,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], Buffer]:
         buffer = memoryview(path.read_bytes())
     except OSError as error:
         raise ModelError(f"cannot read the model: {error.strerror}", where, "Is the path right?") from error
-    if not len(buffer):
+    if not buffer:
         raise ModelError("the file is empty", where, "An ONNX model was expected.")
     try:
         skeleton, views = split(buffer)
@@ -234,7 +234,7 @@ def _external(tensor: onnx.TensorProto, path: Path) -> Array:
         )
     if not length:
         return np.empty(tuple(tensor.dims), dtype=dtype.numpy())
-    view = memoryview(np.memmap(target, dtype=np.uint8, mode="r", offset=offset, shape=(length,)))
+    view = memoryview(np.memmap(target, dtype=np.uint8, mode="r", offset=offset, shape=(length,)))  # type: ignore[arg-type]
     if dtype not in _PLAIN:
         raise ModelError(f"external data of type {dtype} is not supported", where, "Store this tensor in the model.")
     return _as_array(tensor, dtype, view, where)
@@ -317,7 +317,7 @@ def _write_inline(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtoco
 
 def _bytes_of(tensor: ir.TensorProtocol) -> memoryview:
     array = np.ascontiguousarray(tensor.numpy())
-    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 def _write_weights(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], path: Path) -> str:

@@ -57,7 +57,8 @@ class SparseTensor(ir.LazyTensor):
     @property
     def nbytes(self) -> int:
         """Return the stored bytes: values and indices."""
-        return len(onnx.numpy_helper.to_array(self.proto.values).tobytes()) + 8 * math.prod(self.proto.indices.dims)
+        values: Array = onnx.numpy_helper.to_array(self.proto.values)
+        return int(values.nbytes) + 8 * math.prod(self.proto.indices.dims)
 
     def _dense(self) -> ir.TensorProtocol:
         values = onnx.numpy_helper.to_array(self.proto.values)
@@ -120,7 +121,7 @@ def from_proto(
                 value.const_value = ir.Tensor(detached[name], name=name)
             tensor = value.const_value
             if tensor is not None:
-                value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+                value.shape, value.type = ir.Shape(dims_of(tensor)), ir.TensorType(tensor.dtype)
                 if name not in detached and name not in sparse:
                     tensor.numpy()  # damaged small tensors raise here, not in the middle of a compile
     except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError, KeyError, RuntimeError) as error:
@@ -244,7 +245,9 @@ def to_proto(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProto
             value.const_value = ir.tensor(np.zeros(0, np.float32), name=name)
         elif tensor is not None and files.is_detachable(tensor):
             large[name] = tensor
-            value.const_value = ir.ExternalTensor(name, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+            value.const_value = ir.ExternalTensor(
+                name, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(dims_of(tensor)), name=name
+            )
     try:
         proto = ir.to_proto(model)
     finally:
@@ -265,8 +268,7 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     for name, tensor in large.items():
-        shape = [int(dim) for dim in tensor.shape]
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, shape))
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, dims_of(tensor)))
     return proto
 
 
@@ -293,6 +295,11 @@ def signature(model: ir.Model) -> tuple[tuple[str, str, str], ...]:
 
 
 # ---------------------------------------------------------------------------------------------- constants
+
+
+def dims_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """Return a tensor's shape as integers."""
+    return tuple(tensor.shape.numpy())
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
@@ -515,6 +522,20 @@ def add_constant(graph: ir.Graph, base: str, array: Array) -> ir.Value:
     return value
 
 
+def replace_constant(node: ir.Node, index: int, array: Array) -> None:
+    """Give `node` a new constant input in place of another (or of none); a name that nothing else needs is kept."""
+    main = node.graph
+    assert isinstance(main, ir.Graph)
+    if len(node.inputs) <= index:
+        node.resize_inputs(index + 1)
+    old = node.inputs[index]
+    new = add_constant(main, f"{node.name}_{index}" if old is None else f"{old.name}_{node.name}", array)
+    node.replace_input_with(index, new)
+    if old is not None and old.is_initializer() and not list(old.uses()) and not old.is_graph_output():
+        main.initializers.pop(str(old.name))
+        new.name = old.name
+
+
 def add_node(
     op_type: str,
     inputs: Sequence[ir.Value | None],
@@ -617,7 +638,7 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """Return the shape of a constant, or None when the value is not one."""
     tensor = stored(value)
     if tensor is not None:
-        return tuple(int(dim) for dim in tensor.shape)
+        return dims_of(tensor)
     array = constant(value) if is_constant(value) else None
     return None if array is None else array.shape
 

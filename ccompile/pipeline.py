@@ -158,7 +158,9 @@ class _Run:
 
     def _check_expected(self, outputs: Recording, expected: Recording) -> None:
         if len(expected) and len(expected) == len(outputs):
-            named = [{k: v for k, v in mine.items() if k in theirs} for mine, theirs in zip(outputs, expected, strict=True)]
+            named = [
+                {k: v for k, v in mine.items() if k in theirs} for mine, theirs in zip(outputs, expected, strict=True)
+            ]
             found = verify.compare(named, expected, self.samples)
             needed = found.needed
             what = f"within relative L2 {needed.relative_l2:g}" if needed else "NOT at all"
@@ -391,9 +393,13 @@ class _Run:
         for name, gate in gates.metric.items():
             value, base = values[name], self.source_metrics[name]
             if gate.drop is not None:
-                detail = f"{value:.5g} against the source's {base:.5g}: drop {base - value:.4g}, at most {gate.drop:g} asked"
+                detail = (
+                    f"{value:.5g} against the source's {base:.5g}: drop {base - value:.4g}, at most {gate.drop:g} asked"
+                )
                 holds = base - value <= gate.drop + 1e-12
-                yield GateRecord(name=f"metric.{name}.drop", limit=gate.drop, value=base - value, holds=holds, detail=detail)
+                yield GateRecord(
+                    name=f"metric.{name}.drop", limit=gate.drop, value=base - value, holds=holds, detail=detail
+                )
             if gate.min is not None:
                 detail = f"{value:.5g}, at least {gate.min:g} asked"
                 yield GateRecord(

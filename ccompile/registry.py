@@ -28,7 +28,8 @@ def passes() -> dict[str, type[Pass]]:
 
     found: dict[str, type[Pass]] = {}
     modules = [
-        importlib.import_module(f"ccompile.passes.{info.name}") for info in pkgutil.iter_modules(ccompile.passes.__path__)
+        importlib.import_module(f"ccompile.passes.{info.name}")
+        for info in pkgutil.iter_modules(ccompile.passes.__path__)
     ]
     modules += [importlib.import_module(entry.value) for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)]
     for module in modules:

@@ -95,7 +95,8 @@ def evidence_table(evidence: Evidence) -> RenderableType:
     parts: list[RenderableType] = [table(columns, [first, *(_row(step, names) for step in evidence.steps)], left=3)]
     if evidence.gates:
         rows = [
-            (gate.name, "[green]holds[/]" if gate.holds else "[bold red]broken[/]", gate.detail) for gate in evidence.gates
+            (gate.name, "[green]holds[/]" if gate.holds else "[bold red]broken[/]", gate.detail)
+            for gate in evidence.gates
         ]
         parts += [Text(), table(["gate", "", ""], rows, left=3)]
     if survey := evidence.survey:
@@ -236,10 +237,9 @@ def _kind_of(entry: dict[str, object]) -> str:
         assert isinstance(values, list)
         return " | ".join(map(str, values))
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = " and ".join(f"{sign} {entry[key]:g}" for key, sign in signs.items() if key in entry)  # type: ignore[str-format]
+    limits = " and ".join(f"{sign} {entry[key]:g}" for key, sign in signs.items() if key in entry)
     if entry.get("type") == "array":
         items = entry.get("items", {})
         assert isinstance(items, dict)
         return f"list of {_kind_of(items)}"
     return f"{entry.get('type', 'anything')}{' ' + limits if limits else ''}"
-

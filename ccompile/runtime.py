@@ -55,9 +55,7 @@ class Session:
         options.add_external_initializers(list(weights), self._held)
         self.names = [output.name for output in proto.graph.output]
         with _refusals("ONNX Runtime refuses the model"):
-            self._session = ort.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> Outputs:
         """Return the named outputs (all of them unless named): arrays, lists for sequences, None for empty optionals."""

@@ -54,7 +54,9 @@ class Gates(BaseModel):
     stored_bytes: Share | None = Field(None, description="bytes in the file, as a share of the source's")
     resident_bytes: Share | None = Field(None, description="bytes of loaded weights, as a share of the source's")
     moved_bytes: Share | None = Field(None, description="bytes moved per inference, as a share of the source's")
-    peak_activation_bytes: Share | None = Field(None, description="peak of live activations, as a share of the source's")
+    peak_activation_bytes: Share | None = Field(
+        None, description="peak of live activations, as a share of the source's"
+    )
     seconds: Share | None = Field(None, description="seconds estimated for the target, as a share of the source's")
     measured_seconds: Share | None = Field(None, description="seconds measured on this machine, share of the source's")
     atol: float | None = Field(None, ge=0, description="largest absolute difference of an element from the source's")
@@ -204,7 +206,10 @@ def _models_at(kind: Any, loc: Sequence[str | int]) -> list[type[BaseModel]]:
     found = [m for m in _models_in(kind)]
     for part in loc:
         inner = [
-            m for model in found if part in model.model_fields for m in _models_in(model.model_fields[str(part)].annotation)
+            m
+            for model in found
+            if part in model.model_fields
+            for m in _models_in(model.model_fields[str(part)].annotation)
         ]
         found = inner or found
     return found
@@ -229,8 +234,9 @@ def _described(kind: type[BaseModel], loc: Sequence[str | int]) -> str:
 
 def _step(document: Document, index: int, step: Any, problems: list[Problem]) -> Pass | None:
     path: marks.Path = ("passes", index)
+    options: Any = {}
     if isinstance(step, str):
-        name, options = step, {}
+        name = step
     elif isinstance(step, dict) and len(step) == 1:
         name, options = next(iter(step.items()))
         path = (*path, name)
@@ -280,7 +286,8 @@ def _set(document: Document, text: str) -> None:
         raise SpecError("write it as key=value", option, "For example --set passes.split-svd.energy=0.9")
     value = marks.parse(value_text, option).data if value_text.strip() else None
     parts = [part for part in re.split(r"[.\[\]]+", key) if part]
-    data, path = document.data, ()
+    data = document.data
+    path: marks.Path = ()
     for position, part in enumerate(parts):
         step, data = _into(data, part, option)
         path = (*path, *step)

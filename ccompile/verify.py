@@ -163,7 +163,9 @@ class _Running:
             max_abs=self.max_abs,
             atol_needed=max(self.excess, 0.0),
             relative_l2=relative,
-            sqnr_db=-20 * math.log10(relative) if 0 < relative < math.inf else (math.inf if not relative else -math.inf),
+            sqnr_db=-20 * math.log10(relative)
+            if 0 < relative < math.inf
+            else (math.inf if not relative else -math.inf),
             cosine=min(self.dot / norms, 1.0) if norms else float(self.reference == self.candidate),
             argmax=self.kept / self.rows if self.rows else None,
             kl=max(self.kl, 0.0) / self.rows if self.rows and self.kl is not None else None,
@@ -325,9 +327,7 @@ def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node]) -> ir.Mo
         constants[str(value.name)] = tensor
     if not any(value.name == site.output for value in inside):
         return None
-    source = next(
-        (v for node in nodes for v in node.inputs if v is not None and v.name == site.input), None
-    )
+    source = next((v for node in nodes for v in node.inputs if v is not None and v.name == site.input), None)
     if source is None or source.dtype is None:
         return None
     proto = onnx.helper.make_model(

@@ -187,7 +187,7 @@ def _merge_batchnorm(norm: ir.Node, node: ir.Node, affine: _Affine, rank: int | 
     if not all(graph.is_finite(array.astype(gamma.dtype)) for array in arrays):
         return "the folded parameters would not be finite"
     for index, array in zip((1, 2), arrays, strict=True):
-        _replace_constant(norm, index, array.astype(gamma.dtype))
+        graph.replace_constant(norm, index, array.astype(gamma.dtype))
     graph.absorb(node, norm.outputs[0])
     return ""
 
@@ -235,7 +235,8 @@ def _bias(linear: ir.Node) -> Array | str:
         return bias.astype(np.float64)
     if bias.ndim == 2 and bias.shape[0] != 1:
         return f"`{linear.name}`: its bias differs from row to row"
-    return bias.astype(np.float64).reshape(-1 if bias.size > 1 else ()) * graph.attribute(linear, "beta", 1.0)
+    beta: float = graph.attribute(linear, "beta", 1.0)
+    return bias.astype(np.float64).reshape(-1 if bias.size > 1 else ()) * beta
 
 
 def _out_channels(linear: ir.Node, shape: tuple[int, ...], groups: int) -> int:
@@ -281,8 +282,10 @@ def _respond(linear: ir.Node, W: Array, shift: Array, groups: int) -> Array:
     W = W.astype(np.float64)
     if linear.op_type == "Conv":
         per = W.reshape(groups, -1, W.shape[1], math.prod(W.shape[2:])).sum(-1)
-        return np.einsum("goi,gi->go", per, shift.reshape(groups, -1)).reshape(-1)
-    return (W @ shift if _wide(linear) else shift @ W) * graph.attribute(linear, "alpha", 1.0)
+        flat: Array = np.einsum("goi,gi->go", per, shift.reshape(groups, -1)).reshape(-1)
+        return flat
+    alpha: float = graph.attribute(linear, "alpha", 1.0)
+    return (W @ shift if _wide(linear) else shift @ W) * alpha
 
 
 def _pads(linear: ir.Node) -> bool:
@@ -295,19 +298,9 @@ def _store(linear: ir.Node, W: Array, bias: Array | None, dtype: np.dtype[np.gen
     weight = W.astype(dtype)
     if not graph.is_finite(weight) or (bias is not None and not graph.is_finite(bias.astype(dtype))):
         return False
-    _replace_constant(linear, 1, weight)
+    graph.replace_constant(linear, 1, weight)
     if bias is not None:
         channels = _out_channels(linear, weight.shape, graph.attribute(linear, "group", 1))
-        _replace_constant(linear, 2, np.broadcast_to(bias, channels).astype(dtype))
+        graph.replace_constant(linear, 2, np.broadcast_to(bias, channels).astype(dtype))
         linear.attributes.pop("beta", None)
     return True
-
-
-def _replace_constant(node: ir.Node, index: int, array: Array) -> None:
-    main = node.graph
-    assert isinstance(main, ir.Graph)
-    if len(node.inputs) <= index:
-        node.resize_inputs(index + 1)
-    old = node.inputs[index]
-    base = str(old.name) if old is not None else f"{node.name}_bias"
-    node.replace_input_with(index, graph.add_constant(main, f"{base.removesuffix('_folded')}_folded", array))

@@ -3,7 +3,7 @@
 y = W x + b  becomes  y = U (V x) + b,  W[o, i] ~= U[o, r] V[r, i], the best approximation of rank r.
 A 1x1 convolution keeps its stride, pads and dilation in the first factor and its bias in the second.
 
-Fires:  Gemm, MatMul with one constant matrix, Conv 1x1 with one group; weight stored plainly and read once; r (o + i) < o i.
+Fires:  Gemm, MatMul with one constant matrix, Conv 1x1 with one group; weight plain and read once; r (o + i) < o i.
 Error:  |dy|_2 <= s[r] |x|_2 at that layer, s the singular values from s[0] on; nothing at full rank.
 Cost:   o i -> r (o + i) multiply-adds per row, and parameters.
 Source: Denton et al. 2014, arXiv:1404.0736; Xue et al. 2013 (Interspeech).
@@ -77,7 +77,8 @@ class SplitSvd(Compression):
         if chosen.params >= dense:
             least = (dense - 1) // (full.params // int(full.strength))
             return Skip(
-                site.nodes[0], f"rank {chosen.strength:g} would cost {chosen.params} for {dense}; it pays up to rank {least}"
+                site.nodes[0],
+                f"rank {chosen.strength:g} would cost {chosen.params} for {dense}; it pays up to rank {least}",
             )
         return chosen
 
@@ -129,7 +130,8 @@ def _refusal(node: ir.Node) -> str:
     o, i = shape[0], shape[1]
     if o * i <= o + i:
         return f"{o} x {i} is too small: already rank 1 costs as much"
-    if not graph.is_finite(graph.constant(weight)):
+    array = graph.constant(weight)
+    if array is None or not graph.is_finite(array):
         return "its weight is not finite"
     return ""
 
@@ -142,7 +144,8 @@ def _matrix(node: ir.Node) -> Array:
     if node.op_type == "Conv":
         return W.reshape(W.shape[:2])
     if node.op_type == "Gemm":
-        return (W if graph.attribute(node, "transB", 0) else W.T) * graph.attribute(node, "alpha", 1.0)
+        alpha: float = graph.attribute(node, "alpha", 1.0)
+        return (W if graph.attribute(node, "transB", 0) else W.T) * alpha
     return W if index == 0 else W.T
 
 
@@ -165,8 +168,10 @@ def _rebuild(node: ir.Node, A: Array, B: Array, main: ir.Graph) -> tuple[ir.Node
     if node.op_type == "Gemm":
         first = graph.add_node("Gemm", [x, constant("V", B)], {"transB": 1}, before=node, base=f"{name}/V")
         inputs = [first.outputs[0], constant("U", A), *([bias] if bias else [])]
-        beta = {"beta": float(graph.attribute(node, "beta", 1.0))} if bias else {}
-        return first, graph.add_node("Gemm", inputs, {"transB": 1} | beta, before=node, base=f"{name}/U")
+        attributes: dict[str, graph.Attribute] = {"transB": 1}
+        if bias is not None:
+            attributes["beta"] = float(graph.attribute(node, "beta", 1.0))
+        return first, graph.add_node("Gemm", inputs, attributes, before=node, base=f"{name}/U")
     if index == 0:
         first = graph.add_node("MatMul", [constant("V", B), x], before=node, base=f"{name}/V")
         return first, graph.add_node("MatMul", [constant("U", A), first.outputs[0]], before=node, base=f"{name}/U")

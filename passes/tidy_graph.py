@@ -87,7 +87,8 @@ def _lift_constants(view: View) -> list[Site]:
         if tensor is None or node.outputs[0].is_graph_output() or view.excluded(node):
             continue
         old = node.outputs[0]
-        value = ir.Value(name=f"{old.name}", const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+        kind, shape = ir.TensorType(tensor.dtype), ir.Shape(graph.dims_of(tensor))
+        value = ir.Value(name=old.name, const_value=tensor, type=kind, shape=shape)
         output = _reader(old)
         old.replace_all_uses_with(value)
         view.graph.remove(node, safe=True)
@@ -128,7 +129,12 @@ def _noop_static(node: ir.Node, view: View) -> bool:
 
 def _noop_reshape(node: ir.Node, view: View) -> bool:
     wanted, known = graph.constant(node.inputs[1]), _types(view, node.inputs[0]).shape
-    if wanted is not None and known is not None and len(wanted) == len(known) and not graph.attribute(node, "allowzero"):
+    if (
+        wanted is not None
+        and known is not None
+        and len(wanted) == len(known)
+        and not graph.attribute(node, "allowzero")
+    ):
         loose = [i for i, dim in enumerate(wanted) if dim == -1]
         kept = all(dim in (0, -1) or dim == known[i] for i, dim in enumerate(wanted))
         if kept and len(loose) <= 1 and 0 not in known:
@@ -310,7 +316,12 @@ def _share(main: ir.Graph) -> list[Site]:
     alike: dict[tuple[object, ...], list[ir.Value]] = defaultdict(list)
     for value in main.initializers.values():
         tensor = value.const_value
-        if tensor is None or value.is_graph_output() or value.is_graph_input() or isinstance(tensor, graph.SparseTensor):
+        if (
+            tensor is None
+            or value.is_graph_output()
+            or value.is_graph_input()
+            or isinstance(tensor, graph.SparseTensor)
+        ):
             continue
         alike[(tensor.dtype, tuple(tensor.shape))].append(value)
     found = []

@@ -56,9 +56,7 @@ def infer(model: ir.Model, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, V
     del proto.graph.value_info[:]
     for value in proto.graph.input:
         if value.name in inputs and value.type.HasField("tensor_type"):
-            bound = onnx.helper.make_tensor_value_info(
-                value.name, value.type.tensor_type.elem_type, inputs[value.name]
-            )
+            bound = onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, inputs[value.name])
             value.type.CopyFrom(bound.type)
     for value in proto.graph.output:
         if value.type.HasField("tensor_type"):
@@ -73,8 +71,7 @@ def infer(model: ir.Model, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, V
             found[value.name] = _value_type(value.type.tensor_type)
     for name, initializer in model.graph.initializers.items():
         if initializer.const_value is not None:
-            dims = tuple(int(dim) for dim in initializer.const_value.shape)
-            found[name] = ValueType(initializer.const_value.dtype, dims)
+            found[name] = ValueType(initializer.const_value.dtype, graph.dims_of(initializer.const_value))
     return found
 
 
