@@ -37,7 +37,7 @@ def compare_graphs(before: ir.Model, after: ir.Model) -> list[Change]:
 
 
 def _interface(before: ir.Model, after: ir.Model) -> list[Change]:
-    old, new = (dict((name, f"{kind} {shape}") for name, kind, shape in graph.signature(m)) for m in (before, after))
+    old, new = ({name: f"{kind} {shape}" for name, kind, shape in graph.signature(m)} for m in (before, after))
     found = [Change("removed", "interface", name, text) for name, text in old.items() if name not in new]
     found += [Change("added", "interface", name, "", text) for name, text in new.items() if name not in old]
     found += [

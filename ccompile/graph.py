@@ -58,7 +58,7 @@ class SparseTensor(ir.LazyTensor):
     def nbytes(self) -> int:
         """Return the stored bytes: values and indices."""
         values: Array = onnx.numpy_helper.to_array(self.proto.values)
-        return int(values.nbytes) + 8 * math.prod(self.proto.indices.dims)
+        return int(values.nbytes + 8 * math.prod(self.proto.indices.dims))
 
     def _dense(self) -> ir.TensorProtocol:
         values = onnx.numpy_helper.to_array(self.proto.values)
@@ -477,7 +477,7 @@ def node_named(graph: ir.Graph, name: str) -> ir.Node:
 
 
 def fresh_name(graph: ir.Graph, base: str) -> str:
-    """Return `base`, or `base_1`, `base_2`, ...: the first that names no value and no node; it is taken from then on."""
+    """Return `base`, or `base_1`, `base_2`, ...: the first that names no value or node; it is then taken."""
     taken: set[str] = graph.meta.setdefault(_TAKEN, set())
     if not taken:
         taken |= names(graph)

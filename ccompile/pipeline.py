@@ -452,7 +452,7 @@ def _act(step: Pass, view: View) -> PassResult:
 
 
 def _compress(step: Compression, view: View) -> PassResult:
-    """Let the pass name its sites, price its choices on the graph as it came in, and apply them in topological order."""
+    """Let the pass name its sites, pick strengths on the graph as it came in, and apply them in topological order."""
     applied: list[Site] = []
     skipped: list[Skip] = []
     plan = []

@@ -58,7 +58,7 @@ class Session:
             self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> Outputs:
-        """Return the named outputs (all of them unless named): arrays, lists for sequences, None for empty optionals."""
+        """Return the named outputs, or all: arrays, lists for sequences, None for empty optionals."""
         wanted = list(self.names if names is None else names)
         with _refusals("ONNX Runtime fails on these inputs"):
             return dict(zip(wanted, self._session.run(wanted, dict(feeds)), strict=True))
@@ -198,7 +198,7 @@ def _dtype(name: str) -> ir.DataType | None:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per inference of two models, measured in turns; `ratio` is reference over candidate, with its quartiles."""
+    """Seconds per inference of two models run in turns; `ratio` is reference over candidate, with its quartiles."""
 
     seconds: float
     reference_seconds: float

@@ -203,7 +203,7 @@ def _fields_at(kind: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
 
 
 def _models_at(kind: Any, loc: Sequence[str | int]) -> list[type[BaseModel]]:
-    found = [m for m in _models_in(kind)]
+    found = list(_models_in(kind))
     for part in loc:
         inner = [
             m

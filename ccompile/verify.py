@@ -63,7 +63,7 @@ class Recording:
 
 
 def class_axis(array: Array) -> int | None:
-    """Return the axis over which an argmax makes sense: the last of [N, C] and [N, T, C], the second of [N, C, H, W]."""
+    """Return the axis over which an argmax makes sense: the last of [N, C] and [N, T, C], axis 1 of [N, C, H, W]."""
     if array.ndim not in (2, 3, 4) or array.dtype.kind != "f":
         return None
     axis = 1 if array.ndim == 4 else array.ndim - 1

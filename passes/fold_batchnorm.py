@@ -1,11 +1,11 @@
 """Fold channel-wise scales and shifts into the linear layer next to them.
 
-z = a * y + c per channel (BatchNormalization: a = gamma / sqrt(var + eps), c = beta - a mean; or Mul, Div, Add, Sub by a
-channel constant).  After y = W x + b:  z = (a W) x + (a b + c).  Before y = W z + b:  y = (W a) x + (b + W c), which needs
-W to see every z: no padding unless c = 0.
+z = a * y + c per channel (BatchNormalization: a = gamma / sqrt(var + eps), c = beta - a mean; or Mul, Div, Add, Sub by
+a channel constant).  After y = W x + b:  z = (a W) x + (a b + c).  Before y = W z + b:  y = (W a) x + (b + W c), which
+needs W to see every z: no padding unless c = 0.
 
-Fires:  after Conv, ConvTranspose, Gemm, BatchNormalization (and MatMul when c = 0); before Conv, Gemm (and ConvTranspose,
-        MatMul when c = 0); constants plain and, for the weight, read once; the value between read once.
+Fires:  after Conv, ConvTranspose, Gemm, BatchNormalization (and MatMul when c = 0); before Conv, Gemm (and when c = 0
+        ConvTranspose, MatMul); constants plain and, for the weight, read once; the value between read once.
 Error:  float rounding: computed in float64, stored in the weight's type.
 Cost:   one node, its constants and one pass over the activation less per fold.
 Source: Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.1.
