@@ -5,6 +5,7 @@ Weights are read-only and shared between copies, so a pass that writes into one 
 
 from __future__ import annotations
 
+import copy as shallow
 import hashlib
 import math
 from collections import Counter
@@ -119,11 +120,12 @@ def from_proto(
                 value.const_value = SparseTensor(sparse[name])
             elif name in detached:
                 value.const_value = ir.Tensor(detached[name], name=name)
+            elif value.const_value is not None:
+                value.const_value = renamed(value.const_value, name)
+                value.const_value.numpy()  # damaged small tensors raise here, not in the middle of a compile
             tensor = value.const_value
             if tensor is not None:
                 value.shape, value.type = ir.Shape(dims_of(tensor)), ir.TensorType(tensor.dtype)
-                if name not in detached and name not in sparse:
-                    tensor.numpy()  # damaged small tensors raise here, not in the middle of a compile
     except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError, KeyError, RuntimeError) as error:
         cause = error
         while cause.__cause__ is not None:
@@ -282,9 +284,23 @@ def check(model: ir.Model) -> str:
 
 
 def copy(model: ir.Model) -> ir.Model:
-    """Return a copy whose nodes and values are its own and whose weight arrays are shared."""
+    """Return a copy whose nodes, values and tensor names are its own and whose weight arrays are shared."""
     twin = model.clone()
     twin.graph.meta.pop(_TAKEN, None)
+    for graph in twin.graphs():
+        for name, value in graph.initializers.items():
+            if value.const_value is not None:
+                value.const_value = renamed(value.const_value, name)
+    return twin
+
+
+def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """Return a tensor of that name that shares its data: renaming a value renames its tensor, in every copy it is in."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):  # keeps its name in the message it came in
+        array, props = _read_only(tensor.numpy()), tensor.metadata_props
+        return ir.Tensor(array, tensor.dtype, name=name, doc_string=tensor.doc_string, metadata_props=props)
+    twin = shallow.copy(tensor)
+    twin.name = name
     return twin
 
 

@@ -150,17 +150,13 @@ def evaluate(values: Sequence[ir.Value], settings: Settings) -> list[Array]:
             "constants",
             [],
             [onnx.ValueInfoProto(name=str(value.name)) for value in values],
-            [ir.serde.serialize_tensor(_named(tensor, name)) for name, tensor in constants.items()],
+            [ir.serde.serialize_tensor(graph.renamed(tensor, name)) for name, tensor in constants.items()],
         ),
         opset_imports=opsets,
     )
     session = Session(graph.from_proto(proto)[0], settings)
     found = session.run({})
     return [np.asarray(found[str(value.name)]) for value in values]
-
-
-def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    return tensor if tensor.name == name else ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
 
 
 def observed_shapes(model: ir.Model, feeds: Feeds, settings: Settings) -> dict[str, ValueType]:

@@ -88,7 +88,8 @@ def _lift_constants(view: View) -> list[Site]:
             continue
         old = node.outputs[0]
         kind, shape = ir.TensorType(tensor.dtype), ir.Shape(graph.dims_of(tensor))
-        value = ir.Value(name=old.name, const_value=tensor, type=kind, shape=shape)
+        mine = graph.renamed(tensor, str(old.name))
+        value = ir.Value(name=old.name, const_value=mine, type=kind, shape=shape)
         output = _reader(old)
         old.replace_all_uses_with(value)
         view.graph.remove(node, safe=True)
