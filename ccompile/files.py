@@ -293,26 +293,31 @@ def write(
 
 
 def _write_inline(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], out: IO[bytes]) -> None:
-    placeholders = [t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     shell = onnx.ModelProto()
     shell.CopyFrom(proto)
-    kept = [t for t in shell.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
     del shell.graph.initializer[:]
-    shell.graph.initializer.extend(kept)
     graph = shell.graph.SerializeToString(deterministic=True)
     shell.ClearField("graph")
-    heads: list[tuple[bytes, ir.TensorProtocol]] = []
-    for tensor in placeholders:
-        header = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        weight = weights[tensor.name]
-        head = header.SerializeToString(deterministic=True) + _header(_RAW_DATA, weight.nbytes)
-        heads.append((_header(_INITIALIZER, len(head) + weight.nbytes) + head, weight))
+    pieces: list[tuple[bytes, ir.TensorProtocol | None]] = []
+    size = len(graph)
+    for tensor in proto.graph.initializer:  # in their order
+        weight = weights[tensor.name] if tensor.data_location == onnx.TensorProto.EXTERNAL else None
+        if weight is None:
+            head, length = tensor.SerializeToString(deterministic=True), 0
+        else:
+            bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            length = weight.nbytes
+            head = bare.SerializeToString(deterministic=True) + _header(_RAW_DATA, length)
+        head = _header(_INITIALIZER, len(head) + length) + head
+        pieces.append((head, weight))
+        size += len(head) + length
     out.write(shell.SerializeToString(deterministic=True))
-    out.write(_header(_GRAPH, len(graph) + sum(len(head) + weight.nbytes for head, weight in heads)))
+    out.write(_header(_GRAPH, size))
     out.write(graph)
-    for head, weight in heads:
+    for head, weight in pieces:
         out.write(head)
-        out.write(_bytes_of(weight))
+        if weight is not None:
+            out.write(_bytes_of(weight))
 
 
 def _bytes_of(tensor: ir.TensorProtocol) -> memoryview:
