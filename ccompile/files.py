@@ -11,6 +11,7 @@ Source: Protocol Buffers encoding; onnx.proto: ModelProto.graph = 7, GraphProto.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import sys
@@ -132,8 +133,10 @@ def split(buffer: Buffer) -> tuple[bytes, dict[int, Buffer]]:
     return b"".join([*rest, _header(_GRAPH, len(body)), body]), weights
 
 
-def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], Buffer]:
-    """Return the model without its large weights, those by initializer name (read-only views), and the file's bytes.
+def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer]]:
+    """Return the model without its large weights, those by initializer name (read-only views), and all bytes read.
+
+    The bytes are the file's, then those of its external data in order of appearance; the views look into them.
 
     Raises ModelError when the file is not an ONNX model, or its external data is missing, short or outside its folder.
     """
@@ -155,22 +158,33 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], Buffer]:
         raise _not_onnx(path, error) from error
     if not proto.graph.node and not proto.graph.output:
         raise ModelError("the model has no graph", where, "An ONNX model with nodes and outputs was expected.")
-    weights = {}
+    weights, everything = {}, [buffer]
     for index, tensor in enumerate(proto.graph.initializer):
-        if index in views:
-            dtype = _known_dtype(tensor, where)
-            if dtype in _PLAIN:
-                weights[tensor.name] = _as_array(tensor, dtype, views[index], where)
-            else:
-                tensor.raw_data = bytes(views[index])
-        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
-            weights[tensor.name] = _external(tensor, path)
+        raw = views.get(index)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raw = _external(tensor, path)
+            everything.append(raw)
+        dtype = _known_dtype(tensor, where)
+        if raw is not None or tensor.HasField("raw_data"):
+            _check_size(tensor, dtype, tensor.raw_data if raw is None else raw, where)
+        if raw is None:
+            continue
+        if dtype in _PLAIN:
+            weights[tensor.name] = _as_array(tensor, dtype, raw)
+        else:
+            _embed(tensor, raw)
     for tensor in _other_tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensor.raw_data = _external(tensor, path).tobytes()
-            tensor.ClearField("data_location")
-            tensor.ClearField("external_data")
-    return proto, weights, buffer
+            everything.append(_external(tensor, path))
+            _embed(tensor, everything[-1])
+    return proto, weights, everything
+
+
+def _embed(tensor: onnx.TensorProto, raw: Buffer) -> None:
+    """Store a tensor's bytes in the message."""
+    tensor.raw_data = bytes(raw)
+    tensor.ClearField("data_location")
+    tensor.ClearField("external_data")
 
 
 def _not_onnx(path: Path, error: Exception) -> ModelError:
@@ -188,23 +202,25 @@ def _known_dtype(tensor: onnx.TensorProto, where: str) -> ir.DataType:
         raise ModelError(f"initializer `{tensor.name}` has the unknown data type {tensor.data_type}", where) from error
 
 
-def _as_array(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer, where: str) -> Array:
+def _check_size(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer | bytes, where: str) -> None:
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"initializer `{tensor.name}` has a negative dimension {list(tensor.dims)}", where)
-    shape = tuple(tensor.dims)
-    expected = int(np.prod(np.array(shape, dtype=object))) * dtype.numpy().itemsize
+    expected = math.ceil(math.prod(tensor.dims) * dtype.bitwidth / 8) if dtype != ir.DataType.STRING else -1
     if expected != len(raw):
         raise ModelError(
-            f"initializer `{tensor.name}` of shape {list(shape)} and {dtype} needs {expected} bytes, it has {len(raw)}",
+            f"initializer `{tensor.name}` of shape {list(tensor.dims)} and {dtype} has {len(raw)} bytes, not {expected}",
             where,
             "The file is damaged or truncated.",
         )
-    array = np.frombuffer(raw, dtype=dtype.numpy()).reshape(shape)
+
+
+def _as_array(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer) -> Array:
+    array = np.frombuffer(raw, dtype=dtype.numpy()).reshape(tuple(tensor.dims))
     array.flags.writeable = False
     return array
 
 
-def _external(tensor: onnx.TensorProto, path: Path) -> Array:
+def _external(tensor: onnx.TensorProto, path: Path) -> Buffer:
     """Return a read-only map of a tensor's external data, refusing what lies outside the model's folder."""
     where = f"{path}: tensor `{tensor.name}`"
     info = {entry.key: entry.value for entry in tensor.external_data}
@@ -215,7 +231,8 @@ def _external(tensor: onnx.TensorProto, path: Path) -> Array:
         raise ModelError(
             f"external data `{location}` lies outside the model's folder", where, "Keep it beside the model."
         )
-    dtype = _known_dtype(tensor, where)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        raise ModelError("strings cannot be external data", where, "Store this tensor in the model.")
     try:
         offset = int(info.get("offset", 0))
         size = target.stat().st_size
@@ -226,6 +243,8 @@ def _external(tensor: onnx.TensorProto, path: Path) -> Array:
         ) from error
     except ValueError as error:
         raise ModelError(f"external data has a bad offset or length: {info}", where) from error
+    if not target.is_file():
+        raise ModelError(f"external data `{location}` is not a file", where)
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelError(
             f"external data `{location}` is too short: bytes {offset} to {offset + length} of {size}",
@@ -233,11 +252,8 @@ def _external(tensor: onnx.TensorProto, path: Path) -> Array:
             "The data file is truncated, or belongs to another model.",
         )
     if not length:
-        return np.empty(tuple(tensor.dims), dtype=dtype.numpy())
-    view = memoryview(np.memmap(target, dtype=np.uint8, mode="r", offset=offset, shape=(length,)))  # type: ignore[arg-type]
-    if dtype not in _PLAIN:
-        raise ModelError(f"external data of type {dtype} is not supported", where, "Store this tensor in the model.")
-    return _as_array(tensor, dtype, view, where)
+        return memoryview(b"")
+    return memoryview(np.memmap(target, dtype=np.uint8, mode="r", offset=offset, shape=(length,)))  # type: ignore[arg-type]
 
 
 def _other_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -275,6 +291,7 @@ def write(
     remove_stale(path)
     if proto.ByteSize() + sum(tensor.nbytes for tensor in weights.values()) <= limit:
         _whole(path, lambda out: _write_inline(proto, weights, out), approve)
+        _remove_data(path, None)
         return None
     scratch = _scratch(path.with_name(path.name + ".data"))
     with _disk(path), _removed_on_failure(scratch):
@@ -284,12 +301,19 @@ def write(
             for entry in tensor.external_data:
                 if entry.key == "location":
                     entry.value = data.name
+        new = not data.exists()
         scratch.replace(data)
-    _whole(path, lambda out: out.write(proto.SerializeToString()), approve)
-    for old in path.parent.glob(f"{path.name}.*.data"):
-        if old != data and re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{12}\.data", old.name):
-            old.unlink()
+    with _removed_on_failure(data) if new else contextlib.nullcontext():
+        _whole(path, lambda out: out.write(proto.SerializeToString(deterministic=True)), approve)
+    _remove_data(path, data)
     return data
+
+
+def _remove_data(path: Path, kept: Path | None) -> None:
+    """Remove the external data of the builds before, which nothing names any more."""
+    for old in path.parent.iterdir():
+        if old != kept and re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{12}\.data", old.name):
+            old.unlink()
 
 
 def _write_inline(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], out: IO[bytes]) -> None:

@@ -81,22 +81,14 @@ def load(path: Path | str) -> Source:
     that are not finite.
     """
     path = Path(path)
-    proto, weights, buffer = files.read(path)
-    digest = hashlib.sha256(buffer)
-    beside = [weights[name] for name in sorted(weights) if not _within(weights[name], buffer)]
-    for array in beside:
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    size = len(buffer) + sum(array.nbytes for array in beside)
+    proto, weights, pieces = files.read(path)
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    size = sum(piece.nbytes for piece in pieces)
     model, notes = from_proto(proto, weights, str(path))
     _check_finite(model, str(path))
     return Source(model, path, digest.hexdigest(), size, notes)
-
-
-def _within(array: Array, buffer: memoryview) -> bool:
-    base: object = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    return isinstance(base, memoryview) and base.obj is buffer.obj
 
 
 def from_proto(
