@@ -196,10 +196,10 @@ def _not_onnx(path: Path, error: Exception) -> ModelError:
 
 
 def _known_dtype(tensor: onnx.TensorProto, where: str) -> ir.DataType:
-    try:
-        return ir.DataType(tensor.data_type)
-    except ValueError as error:
-        raise ModelError(f"initializer `{tensor.name}` has the unknown data type {tensor.data_type}", where) from error
+    known = tensor.data_type in ir.DataType.__members__.values() and tensor.data_type != ir.DataType.UNDEFINED
+    if not known:
+        raise ModelError(f"initializer `{tensor.name}` has the unknown data type {tensor.data_type}", where)
+    return ir.DataType(tensor.data_type)
 
 
 def _check_size(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer | bytes, where: str) -> None:

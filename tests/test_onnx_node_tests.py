@@ -113,7 +113,8 @@ def evaluate(values: Any) -> Any:
 
 def in_bytes(model: ir.Model) -> bytes:
     proto, weights = graph.to_proto(model)
-    return proto.SerializeToString(deterministic=True) + b"".join(weight.tobytes() for weight in weights.values())
+    shell: bytes = proto.SerializeToString(deterministic=True)
+    return shell + b"".join(weight.tobytes() for weight in weights.values())
 
 
 def faults(model: ir.Model, feeds: Feeds, wanted: Outputs, folder: Path) -> list[str]:
@@ -172,7 +173,8 @@ def judge_chunk(chunk: int, form: Any) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = collections.defaultdict(dict)
     with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
         for case in cases()[chunk::CHUNKS]:
-            kind, detail = verdict(*form(case), Path(folder))
+            proto, feeds = form(case)
+            kind, detail = verdict(proto, feeds, Path(folder))
             found[kind][case.name] = detail
     return found
 
