@@ -208,7 +208,7 @@ def _check_size(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer | byte
     expected = math.ceil(math.prod(tensor.dims) * dtype.bitwidth / 8) if dtype != ir.DataType.STRING else -1
     if expected != len(raw):
         raise ModelError(
-            f"initializer `{tensor.name}` of shape {list(tensor.dims)} and {dtype} has {len(raw)} bytes, not {expected}",
+            f"initializer `{tensor.name}` of {list(tensor.dims)} and {dtype} has {len(raw)} bytes, not {expected}",
             where,
             "The file is damaged or truncated.",
         )

@@ -287,7 +287,7 @@ def copy(model: ir.Model) -> ir.Model:
 
 
 def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    """Return a tensor of that name that shares its data: renaming a value renames its tensor, in every copy it is in."""
+    """Return a tensor of that name that shares the data: a value's name is also its tensor's, wherever it is."""
     if isinstance(tensor, ir.serde.TensorProtoTensor):  # keeps its name in the message it came in
         array, props = _read_only(tensor.numpy()), tensor.metadata_props
         return ir.Tensor(array, tensor.dtype, name=name, doc_string=tensor.doc_string, metadata_props=props)

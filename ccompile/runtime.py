@@ -72,7 +72,7 @@ class Session:
 
 
 def _run(session: Any, feeds: Feeds, names: Sequence[str]) -> Outputs:
-    """Run an InferenceSession, with the types that its numpy interface lacks (bfloat16, float8, 4 and 2 bits) as bits."""
+    """Run an InferenceSession; types that its numpy interface lacks (bfloat16, float8, 4 and 2 bits) pass as bits."""
     fed = {name: _bits_in(value) if _is_foreign(value) else value for name, value in feeds.items()}
     types = {output.name: output.type for output in session.get_outputs()}
     if not any(types[name] in _FOREIGN for name in names):
@@ -150,7 +150,7 @@ class _refusals:  # noqa: N801  (reads as a phrase at its use)
         raise ModelError(f"{self.what}: {text}", f"node `{node.group(1)}`" if node else "") from error
 
 
-# as in: Name:'X' Status Message, node with name 'X', Op (Conv) node (X), node:X, node: X, (node:'X' ep: ''), Node (X) Op
+# as in: Name:'X' Status, node with name 'X', Op (Conv) node (X), node:X, node: X, (node:'X' ep: ''), Node (X) Op
 _NODE = r"(?:Name:'|with name '|[Nn]ode:? ?\(|[Nn]ode: ?'?|[Nn]ode ')([^'\"()\s]+)"
 
 
