@@ -236,6 +236,30 @@ def _timed(session: Session, feeds: Feeds) -> float:
     return time.perf_counter() - start
 
 
+def one_sample(feeds: Feeds, model: ir.Model) -> tuple[dict[str, Any], bool]:
+    """Return the feeds cut to one sample, and whether there was a batch axis to cut.
+
+    The batch axis is every axis with the symbol of the first open leading axis; without a symbol, the leading axis of
+    all inputs, if no input has another open axis only. Otherwise the feeds stay whole (recurrent state, for example).
+    """
+    declared = {str(value.name): graph.declared_shape(value) or () for value in model.graph.inputs}
+    leading = [dims[0] for dims in declared.values() if dims and not isinstance(dims[0], int)]
+    if not leading or any(not isinstance(value, np.ndarray) for value in feeds.values()):
+        return dict(feeds), not leading
+    symbol = next((dim for dim in leading if isinstance(dim, str)), None)
+    inner_only = [
+        dims for dims in declared.values() if dims and isinstance(dims[0], int) and None in dims and symbol not in dims
+    ]
+    if inner_only:
+        return dict(feeds), False
+    cut = {}
+    for name, value in feeds.items():
+        dims = declared[name]
+        axes = [axis for axis, dim in enumerate(dims) if (dim == symbol if symbol else axis == 0 and dim is None)]
+        cut[name] = value[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(value.ndim))]
+    return cut, True
+
+
 def run_file(path: Path, feeds: Feeds, settings: Settings) -> Outputs:
     """Return the outputs of a model file as any user of the runtime would load it, by path."""
     import onnxruntime as ort
