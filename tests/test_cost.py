@@ -431,6 +431,25 @@ def test_a_fused_epilogue_costs_nothing_where_the_target_says_so() -> None:
     assert all(row.seconds == 0 for row in fused.nodes if row.op == "Relu")
 
 
+def test_a_fused_sum_of_two_linear_ops_keeps_the_first_result() -> None:
+    net = Net(0)
+    x = net.input("x", [1, 6])
+    y = net.node("Add", net.dense(x, "a", 6, 40), net.dense(x, "b", 6, 40), name="sum")
+    priced = price(net.model(y), target(fused=["Add"]))
+    found = rows(priced)
+    assert found["sum"].note == "vanishes into its neighbour"
+    assert (priced.report.peak_activation_bytes, priced.peak_node) == (24 + 160 + 160, "b")
+    assert found["a"].moved_bytes == found["b"].moved_bytes == 4 * (6 + 40 * 6 + 40 + 40)
+
+
+def test_a_sum_with_a_folded_product_is_not_fused_into_it() -> None:
+    net = Net(0)
+    factors = net.node("MatMul", net.weight("u", (4, 2)), net.weight("v", (2, 4)), name="uv")
+    priced = price(net.model(net.node("Add", net.input("x", [4, 4]), factors, name="sum")), target(fused=["Add"]))
+    assert rows(priced)["sum"].seconds > 0
+    assert priced.report.macs == 0
+
+
 def test_a_shared_output_is_not_fused() -> None:
     net = Net(0)
     x = net.dense(net.input("x", [1, 6]), "fc", 6, 4)
