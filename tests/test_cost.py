@@ -412,6 +412,21 @@ def test_peak_of_a_diamond_by_hand() -> None:
     assert (priced.report.peak_activation_bytes, priced.peak_node) == (3600, "join")
 
 
+@pytest.mark.parametrize("build", [builders.residual_net, builders.mlp, builders.conv_bn_net])
+def test_peak_equals_a_sum_over_live_values_at_every_node(build: Callable[[int], ir.Model]) -> None:
+    model = build(0)
+    found, nodes = shapes.infer(model, cost.example_shapes(model)), list(model.graph)
+    birth = dict.fromkeys(model.graph.inputs, 0) | {node.outputs[0]: at for at, node in enumerate(nodes)}
+    death = {value: at for at, node in enumerate(nodes) for value in node.inputs if value in birth}
+    death |= dict.fromkeys(model.graph.outputs, len(nodes))
+    live = [
+        (sum(found[str(v.name)].nbytes or 0 for v in birth if birth[v] <= at <= death[v]), str(node.name))
+        for at, node in enumerate(nodes)
+    ]
+    priced = price(model)
+    assert (priced.report.peak_activation_bytes, priced.peak_node) == max(live, key=lambda entry: entry[0])
+
+
 def test_outputs_live_to_the_end_and_views_cost_nothing() -> None:
     net = Net()
     x = net.input("x", [1, 100])
