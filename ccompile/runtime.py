@@ -247,14 +247,16 @@ def one_sample(feeds: Feeds, model: ir.Model) -> tuple[dict[str, Any], bool]:
     if not leading or any(not isinstance(value, np.ndarray) for value in feeds.values()):
         return dict(feeds), not leading
     symbol = next((dim for dim in leading if isinstance(dim, str)), None)
-    inner_only = [
-        dims for dims in declared.values() if dims and isinstance(dims[0], int) and None in dims and symbol not in dims
-    ]
-    if inner_only:
-        return dict(feeds), False
+    for dims in declared.values():
+        inner_only = bool(dims) and isinstance(dims[0], int) and any(not isinstance(dim, int) for dim in dims)
+        if inner_only and (symbol is None or symbol not in dims):
+            return dict(feeds), False
     cut = {}
     for name, value in feeds.items():
         dims = declared[name]
+        if value.ndim == 0:
+            cut[name] = value
+            continue
         axes = [axis for axis, dim in enumerate(dims) if (dim == symbol if symbol else axis == 0 and dim is None)]
         cut[name] = value[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(value.ndim))]
     return cut, True
