@@ -183,7 +183,8 @@ class _Run:
     def _state(self, model: ir.Model, outputs: Recording) -> _State:
         types: dict[str, ValueType] = infer(model, self.shapes)
         produced = [str(output.name) for node in model.graph for output in node.outputs if output.name]
-        if any(name not in types or types[name].static is None for name in produced):
+        inner = any(True for node in model.graph for _ in graph.subgraphs(node))
+        if inner or any(name not in types or types[name].static is None for name in produced):
             types |= runtime.observed_shapes(model, self.single, self.settings)
         return _State(model, outputs, types, cost.price(model, types, self.request.spec.target))
 

@@ -10,6 +10,7 @@ import json
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,15 +165,18 @@ def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
 
 
 def observed_shapes(model: ir.Model, feeds: Feeds, settings: Settings) -> dict[str, ValueType]:
-    """Return the real types of the top-level values that one run on `feeds` produces.
+    """Return the real types of the values, those in subgraphs included, that one run on `feeds` produces.
 
-    Uses the runtime's own profile, so that no intermediate tensor is kept. Values of nodes that did not run are absent.
+    Uses the runtime's own profile, so that no intermediate tensor is kept. Values of nodes that did not run are absent,
+    and so are inner values whose name stands in several subgraphs.
     """
     copy = graph.copy(model)
     by_key: dict[str, ir.Node] = {}
-    for index, node in enumerate(copy.graph):
+    times: Counter[str] = Counter()
+    for index, node in enumerate(copy.graph.all_nodes()):
         node.name = f"@{index}@"
         by_key[node.name] = node
+        times.update(str(output.name) for output in node.outputs if output.name)
     found: dict[str, ValueType] = {}
     with tempfile.TemporaryDirectory() as folder:
         profiled = Settings(settings.threads, settings.optimise, str(Path(folder) / "profile"))
@@ -187,7 +191,8 @@ def observed_shapes(model: ir.Model, feeds: Feeds, settings: Settings) -> dict[s
         outputs = [output for output in by_key[key.group()].outputs if output.name]
         for output, entry in zip(outputs, shapes, strict=False):
             ((kind, dims),) = entry.items()
-            found[str(output.name)] = ValueType(_dtype(kind), tuple(dims))
+            if times[str(output.name)] == 1:
+                found[str(output.name)] = ValueType(_dtype(kind), tuple(dims))
     return found
 
 
