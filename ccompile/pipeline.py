@@ -133,6 +133,7 @@ class _Run:
     notes: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
+    verifying: float = 0.0  # seconds spent in verification runs: sessions made and inferences
 
     def open(self) -> None:
         """Read model and data, run the source once, price it."""
@@ -162,6 +163,7 @@ class _Run:
     def _run_source(self) -> Recording:
         """Return the source's outputs; hold them against the data's own expected outputs where it has some."""
         outputs, expected = Recording(), Recording()
+        start = time.perf_counter()
         session = runtime.Session(self.source.model, self.settings)
         for batch in self.data.verification.batches():
             outputs.append(session.run(batch.feeds))
@@ -169,6 +171,7 @@ class _Run:
                 self.labels.append(batch.labels)
             if batch.expected is not None:
                 expected.append(batch.expected)
+        self.verifying += time.perf_counter() - start
         if len(expected) and len(expected) == len(outputs):
             pairs = zip(outputs, expected, strict=True)
             mine = [{name: found[name] for name in found if name in wanted} for found, wanted in pairs]
@@ -254,11 +257,13 @@ class _Run:
         if (complaint := graph.check(model)) and not graph.check(before.model):
             return _Attempt(broken=f"ONNX's checker refuses the graph: {complaint}")
         outputs = Recording()
+        start = time.perf_counter()
         try:
             for produced in runtime.outputs_of(model, self._feeds(), self.settings):
                 outputs.append(produced)
         except ModelError as error:
             return _Attempt(broken=str(error))
+        self.verifying += time.perf_counter() - start
         rtol = verify.rtol_of(step.tolerance)
         previous = verify.compare(outputs, before.outputs, self.samples, rtol)
         source = verify.compare(outputs, self.origin.outputs, self.samples, rtol)
@@ -305,7 +310,8 @@ class _Run:
             gates = tuple(contracts.gate_records(gates_of, *costs, final, metrics, race))
             failed = [f"gate {gate.name}: {gate.detail}" for gate in gates if not gate.holds]
         output = None if failed else self._write()
-        timing: dict[str, Any] = {"steps": self.seconds, "total": time.perf_counter() - start}
+        total = time.perf_counter() - start
+        timing: dict[str, Any] = {"steps": self.seconds, "verification": self.verifying, "total": total}
         if race is not None:
             timing["measured"] = vars(race)
         evidence = self._evidence(failed, final, gates, output, timing)
