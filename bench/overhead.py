@@ -92,14 +92,18 @@ def main() -> None:
 
         light = Path(onnx.__file__).parent / "backend/test/data/light"
         arguments.models += [light / "light_resnet50.onnx", light / "light_vgg19.onnx"]
-    print("| model | W MB | load + session s | compile s | of it verifying s | ratio beyond | baseline peak | compile peak |")
+    print(
+        "| model | W MB | load + session s | compile s | of it verifying s | ratio beyond | baseline peak | compile peak |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for given in arguments.models:
             path = stored(given, Path(folder)) if arguments.stored else given
             out = str(Path(folder) / "out.onnx")
             pairs = [(run(BASELINE, str(path)), run(COMPILE, str(path), SPEC, out)) for _ in range(3)]
-            base, mine = ([statistics.median(column) for column in zip(*side, strict=True)] for side in zip(*pairs, strict=True))
+            base, mine = (
+                [statistics.median(column) for column in zip(*side, strict=True)] for side in zip(*pairs, strict=True)
+            )
             weights = weight_bytes(path)
             beyond = (mine[0] - mine[1]) / base[0]
             print(

@@ -32,7 +32,10 @@ def pass_section(kind: type[Pass]) -> str:
     for name, kind_of, default, text in report.options(kind):
         rows.append(f"| `{name}` | {kind_of.replace('|', 'or')} | {default} | {text.replace('|', chr(92) + '|')} |")
     order = f"\nComes after: {', '.join(f'`{name}`' for name in kind.after)}.\n" if kind.after else ""
-    return f"## {kind.pass_name()}\n\n```text\n{report.doc_of(kind)}\n```\n{order}\nContract: {kind.kind}.\n\n" + "\n".join(rows)
+    return (
+        f"## {kind.pass_name()}\n\n```text\n{report.doc_of(kind)}\n```\n{order}\nContract: {kind.kind}.\n\n"
+        + "\n".join(rows)
+    )
 
 
 def generated() -> dict[Path, str]:

@@ -51,7 +51,9 @@ def main() -> None:
         sys.exit(f"{kebab} exists already")
     code.write_text(CODE.format(name="".join(part.capitalize() for part in kebab.split("-")), kebab=kebab))
     cases.write_text("")
-    print(f"wrote {code.relative_to(ROOT)} and {cases.relative_to(ROOT)}; the format of cases is in tests/test_golden.py")
+    print(
+        f"wrote {code.relative_to(ROOT)} and {cases.relative_to(ROOT)}; the format of cases is in tests/test_golden.py"
+    )
 
 
 if __name__ == "__main__":
