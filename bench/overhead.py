@@ -2,10 +2,10 @@
 
     python bench/overhead.py MODEL.onnx [MODEL.onnx ...] [--stored]
 
-Each measurement is a process of its own, in turns (baseline, compile, baseline, ...), medians of three. `--stored` first
-writes the model with its generated weights (ConstantOfShape, as in the light_* models) stored as seeded random numbers.
-Prints, per model: weight bytes W; seconds of onnx.load + session; seconds of the compile, and of it the verification
-runs; (compile - verification) / baseline; peak memory of both above the interpreter with its imports, as multiples of W.
+Each measurement is a process of its own, in turns (baseline, compile, baseline, ...), medians of three. `--stored`
+first writes the model with its generated weights (ConstantOfShape, as in the light_* models) stored as seeded random
+numbers. Prints, per model: weight bytes W; seconds of onnx.load + session; seconds of the compile, and of it the
+verification runs; (compile - verification) / baseline; peak memory above the imports, as multiples of W.
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ def main() -> None:
 
         light = Path(onnx.__file__).parent / "backend/test/data/light"
         arguments.models += [light / "light_resnet50.onnx", light / "light_vgg19.onnx"]
-    print(
-        "| model | W MB | load + session s | compile s | of it verifying s | ratio beyond | baseline peak | compile peak |"
-    )
+    print("| model | W MB | load + session s | compile s | verifying s | ratio beyond | baseline peak | compile peak |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for given in arguments.models:

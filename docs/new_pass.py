@@ -1,4 +1,4 @@
-"""Start a new pass: `python docs/new_pass.py verb-object` writes passes/verb_object.py and tests/passes/verb_object.txt."""
+"""Start a new pass: `new_pass.py verb-object` writes passes/verb_object.py and tests/passes/verb_object.txt."""
 
 from __future__ import annotations
 

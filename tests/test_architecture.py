@@ -23,7 +23,7 @@ LAYERS = [
     ["ccompile.registry"],
     ["ccompile.target"],
     ["ccompile.cost_ops", "ccompile.cost_weights", "ccompile.cost_fusion", "ccompile.cost_shapes", "ccompile.cost"],
-    ["ccompile.sources", "ccompile.sources.*", "ccompile.images", "ccompile.data"],
+    ["ccompile.sources", "ccompile.sources.*", "ccompile.data"],
     ["ccompile.runtime"],
     ["ccompile.verify"],
     ["ccompile.spec"],
