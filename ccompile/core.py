@@ -49,8 +49,9 @@ class Tolerance(BaseModel):
         return "{" + ", ".join(f"{name}: {value:g}" for name, value in self.limits().items()) + "}"
 
 
-# What `exact` means: float reordering only. Relative L2 per dtype, a small multiple of its rounding over a deep net.
-EXACT_RELATIVE_L2: dict[str, float] = {"float64": 1e-10, "float32": 2e-5, "float16": 1e-2, "bfloat16": 8e-2}
+# What `exact` means: float reordering only, as relative L2 per type. Measured on real nets of 20 to 300 layers in
+# float32: 1e-7 to 2e-5; the smallest mistakes that we planted (one wrong bias entry) moved outputs by more than 1e-3.
+EXACT_RELATIVE_L2: dict[str, float] = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ multiplications  macs + the scalar multiplications and divisions in cost_ops.MUL
     a Winograd or FFT form shows its gain. Nothing where a constant is folded or a node vanishes.
 stored_bytes  All tensors of the file: initializers, constants, attributes; int4 packed, sparse ones as stored.
 resident_bytes  Weights as the runtime holds them after folding: the full result where a constant meets a node that
-    runs. DequantizeLinear is not folded, so its integers stay. Copies that a runtime packs for its kernels are not counted.
+    runs. DequantizeLinear is not folded, so its integers stay. Copies packed for kernels are not counted.
 moved_bytes  What nodes read and write, weights included. Views move nothing; Gather and Slice read what they write.
 peak_activation_bytes  Largest sum of live non-constant tensors in node order: graph inputs to their last use, outputs
     to the end. Views share memory; no other op works in place.

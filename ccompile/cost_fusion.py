@@ -33,15 +33,17 @@ class Fusion:
     def __init__(self, nodes: Sequence[ir.Node], fused: Sequence[str], constants: Constants) -> None:
         self._constants = constants
         self._owner: dict[ir.Node, ir.Node] = {}  # an epilogue -> its linear op
+        self._into: dict[ir.Value, ir.Node] = {}  # a value that is never written -> the node that takes it over
         self._gone: set[ir.Node] = set()
+        self._order = {node: at for at, node in enumerate(nodes)}
         decodes, encodes = "DequantizeLinear" in fused, "QuantizeLinear" in fused
         self.integer = {node for node in nodes if decodes and self._computes_on_integers(node)}
         for node in nodes:
             if node.op_type in fused and node.op_type not in _ENCODERS and node.op_type not in LINEAR:
                 self._absorb(node)
-            elif (encodes and node.op_type == "QuantizeLinear" and self._after_integers(node)) or (
-                decodes and node.op_type == "DequantizeLinear" and self._before_integers(node)
-            ):
+            elif encodes and node.op_type == "QuantizeLinear":
+                self._absorb_encoder(node)
+            elif decodes and node.op_type == "DequantizeLinear" and self._before_integers(node):
                 self._gone.add(node)
 
     def vanishes(self, node: ir.Node) -> bool:
@@ -51,16 +53,14 @@ class Fusion:
     def read(self, value: ir.Value) -> ir.Value:
         """Return the value that is really read for `value`: what stands before a vanished DequantizeLinear."""
         node = value.producer()
-        if node is not None and node.op_type == "DequantizeLinear" and node in self._gone and node.inputs[0]:
-            return node.inputs[0]
-        return value
+        gone = node is not None and node.op_type == "DequantizeLinear" and node in self._gone
+        source = node.inputs[0] if node is not None and gone else None
+        return value if source is None else source
 
     def written(self, value: ir.Value) -> ir.Value:
         """Return the value that is really written for `value`: what the epilogue after it gives."""
-        node = graph.only_use(value)
-        while node is not None and node in self._gone and node.op_type != "DequantizeLinear":
-            value = node.outputs[0]
-            node = graph.only_use(value)
+        while value in self._into:
+            value = self._into[value].outputs[0]
         return value
 
     def root(self, value: ir.Value) -> ir.Value:
@@ -74,14 +74,21 @@ class Fusion:
         return value
 
     def _absorb(self, node: ir.Node) -> None:
+        """Attach `node` to the latest linear op (or epilogue of one) whose output it alone reads, if there is one."""
+        found = []
         for value in node.inputs:
             before = value.producer() if value is not None else None
             if value is None or before is None or graph.only_use(value) is not node:
                 continue
+            if before not in self._order or self._constants.is_folded(value):
+                continue
             if before.op_type in LINEAR or before in self._owner:
-                self._owner[node] = self._owner.get(before, before)
-                self._gone.add(node)
-                return
+                found.append((self._order[before], value, before))
+        if found:
+            _, value, before = max(found, key=lambda entry: entry[0])
+            self._owner[node] = self._owner.get(before, before)
+            self._into[value] = node
+            self._gone.add(node)
 
     def _computes_on_integers(self, node: ir.Node) -> bool:
         linear = LINEAR.get(node.op_type)
@@ -93,9 +100,14 @@ class Fusion:
         moving = [value for value in node.inputs if value is not None and not self._constants.is_folded(value)]
         return bool(moving) and all(map(_is_decoded, moving)) and all(_only_encoded(value) for value in node.outputs)
 
-    def _after_integers(self, node: ir.Node) -> bool:
-        before = node.inputs[0].producer() if node.inputs[0] is not None else None
-        return before is not None and self._owner.get(before, before) in self.integer
+    def _absorb_encoder(self, node: ir.Node) -> None:
+        value = node.inputs[0]
+        before = value.producer() if value is not None else None
+        if value is None or before is None or graph.only_use(value) is not node:
+            return
+        if self._owner.get(before, before) in self.integer:
+            self._into[value] = node
+            self._gone.add(node)
 
     def _before_integers(self, node: ir.Node) -> bool:
         readers = [use.node for use in node.outputs[0].uses()]

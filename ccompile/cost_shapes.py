@@ -65,6 +65,8 @@ def _walk(graph_: ir.Graph, proto: onnx.GraphProto, outer: Shapes) -> Iterator[t
         for sub, subproto in zip(graph.subgraphs(node), _subprotos(written), strict=True):
             types = dict(outer)
             for value in (*subproto.input, *subproto.value_info, *subproto.output):
+                if outer.get(value.name, UNKNOWN).static is not None:
+                    continue  # observed
                 tensor = value.type.tensor_type
                 dims = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
                 shape = dims if tensor.HasField("shape") else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,20 +32,20 @@ class CcompileError(Exception):
         super().__init__(message)
         self.problems: tuple[Problem, ...] = (Problem(message, where, hint),)
 
-    def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
-
-
-class SpecError(CcompileError):
-    """The spec or a command line value is wrong; carries all problems found, not only the first."""
-
     @classmethod
-    def of(cls, problems: Iterable[Problem]) -> SpecError:
+    def of(cls, problems: Iterable[Problem]) -> Self:
         """Return one error that reports all `problems`, in order."""
         found = tuple(problems)
         error = cls(found[0].message)
         error.problems = found
         return error
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class SpecError(CcompileError):
+    """The spec or a command line value is wrong."""
 
 
 class ModelError(CcompileError):

@@ -5,7 +5,7 @@ format once, takes the `raw_data` of big initializers as views of the file's one
 writer emits the small rest and then each weight behind its own header. Weights are therefore held once.
 
 Wire format: a message is a run of (tag, payload), tag = field << 3 | type, varint-encoded; type 2 is length-delimited.
-Source: Protocol Buffers encoding; onnx.proto: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.raw_data = 9.
+Source: Protocol Buffers encoding; onnx.proto (ModelProto.graph 7, GraphProto.initializer 5, TensorProto.raw_data 9).
 """
 
 from __future__ import annotations

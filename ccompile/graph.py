@@ -256,11 +256,15 @@ def to_proto(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProto
 
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:
-    """Return the model with its large initializers as graph inputs: small enough for ONNX's checker and inference."""
+    """Return the model with large and sparse initializers as graph inputs, for ONNX's checker and shape inference."""
     proto, large = to_proto(model)
     kept = [t for t in proto.graph.initializer if t.name not in large]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
+    for name, value in model.graph.initializers.items():
+        if isinstance(value.const_value, SparseTensor):
+            large[name] = value.const_value
+    proto.graph.ClearField("sparse_initializer")
     for name, tensor in large.items():
         proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, dims_of(tensor)))
     return proto

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -98,9 +98,8 @@ def evidence_table(evidence: Evidence) -> RenderableType:
             (gate.name, "[green]holds[/]" if gate.holds else "[bold red]broken[/]", gate.detail)
             for gate in evidence.gates
         ]
-        parts += [Text(), table(["gate", "", ""], rows, left=3)]
-    if survey := evidence.survey:
-        parts += [Text(), Text("survey metrics: " + ", ".join(f"{name} {value:.3g}" for name, value in survey.items()))]
+        parts += [Text(), table(["gate", "verdict", "measured"], rows, left=3)]
+    parts += [Text(), Text(_survey(evidence.survey))]
     if raced := evidence.timing.get("measured"):
         text = f"{raced['ratio']:.2f}x (quartiles {raced['low']:.2f} to {raced['high']:.2f}, {raced['rounds']} pairs)"
         parts.append(Text(f"measured speed-up on this machine: {text}"))
@@ -108,6 +107,15 @@ def evidence_table(evidence: Evidence) -> RenderableType:
     data = evidence.verification
     parts.append(Text(f"verified on {data.samples} samples: {data.source}; target {evidence.target}"))
     return Group(*parts)
+
+
+def _survey(survey: Mapping[str, float]) -> str:
+    """Return the survey's metrics: compression rate a / a*, space saving 1 - a* / a, estimated speed-up s / s*."""
+    names = {"params": "params", "macs": "MACs", "stored_bytes": "stored bytes"}
+    rates = [f"{text} {survey[f'compression_rate.{name}']:.3g}x" for name, text in names.items()]
+    savings = [f"{text} {survey[f'space_saving.{name}']:.1%}" for name, text in names.items()]
+    speed = f"estimated speed-up: {survey['speed_up']:.3g}x"
+    return f"compression rate: {', '.join(rates)}; space saving: {', '.join(savings)}; {speed}"
 
 
 def verdict_lines(evidence: Evidence, output: str, record: str) -> list[str]:

@@ -12,6 +12,7 @@ import math
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,15 +205,18 @@ def evaluate(values: Sequence[ir.Value], settings: Settings) -> list[Array]:
 
 
 def observed_shapes(model: ir.Model, feeds: Feeds, settings: Settings) -> dict[str, ValueType]:
-    """Return the real types of the top-level values that one run on `feeds` produces.
+    """Return the real types of the values, those in subgraphs included, that one run on `feeds` produces.
 
-    Uses the runtime's own profile, so that no intermediate tensor is kept. Values of nodes that did not run are absent.
+    Uses the runtime's own profile, so that no intermediate tensor is kept. Values of nodes that did not run are absent,
+    and so are inner values whose name stands in several subgraphs.
     """
     copy = graph.copy(model)
     by_key: dict[str, ir.Node] = {}
-    for index, node in enumerate(copy.graph):
+    times: Counter[str] = Counter()
+    for index, node in enumerate(copy.graph.all_nodes()):
         node.name = f"@{index}@"
         by_key[node.name] = node
+        times.update(str(output.name) for output in node.outputs if output.name)
     found: dict[str, ValueType] = {}
     with tempfile.TemporaryDirectory() as folder:
         profiled = Settings(settings.threads, settings.optimise, str(Path(folder) / "profile"))
@@ -227,7 +231,8 @@ def observed_shapes(model: ir.Model, feeds: Feeds, settings: Settings) -> dict[s
         outputs = [output for output in by_key[key.group()].outputs if output.name]
         for output, entry in zip(outputs, shapes, strict=False):
             ((kind, dims),) = entry.items()
-            found[str(output.name)] = ValueType(_dtype(kind), tuple(dims))
+            if times[str(output.name)] == 1:
+                found[str(output.name)] = ValueType(_dtype(kind), tuple(dims))
     return found
 
 
@@ -274,6 +279,32 @@ def _timed(session: Session, feeds: Feeds) -> float:
     start = time.perf_counter()
     session.run(feeds)
     return time.perf_counter() - start
+
+
+def one_sample(feeds: Feeds, model: ir.Model) -> tuple[dict[str, Any], bool]:
+    """Return the feeds cut to one sample, and whether there was a batch axis to cut.
+
+    The batch axis is every axis with the symbol of the first open leading axis; without a symbol, the leading axis of
+    all inputs, if no input has another open axis only. Otherwise the feeds stay whole (recurrent state, for example).
+    """
+    declared = {str(value.name): graph.declared_shape(value) or () for value in model.graph.inputs}
+    leading = [dims[0] for dims in declared.values() if dims and not isinstance(dims[0], int)]
+    if not leading or any(not isinstance(value, np.ndarray) for value in feeds.values()):
+        return dict(feeds), not leading
+    symbol = next((dim for dim in leading if isinstance(dim, str)), None)
+    for dims in declared.values():
+        inner_only = bool(dims) and isinstance(dims[0], int) and any(not isinstance(dim, int) for dim in dims)
+        if inner_only and (symbol is None or symbol not in dims):
+            return dict(feeds), False
+    cut = {}
+    for name, value in feeds.items():
+        dims = declared[name]
+        if value.ndim == 0:
+            cut[name] = value
+            continue
+        axes = [axis for axis, dim in enumerate(dims) if (dim == symbol if symbol else axis == 0 and dim is None)]
+        cut[name] = value[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(value.ndim))]
+    return cut, True
 
 
 def run_file(path: Path, feeds: Feeds, settings: Settings) -> Outputs:

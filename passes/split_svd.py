@@ -31,7 +31,7 @@ class SplitSvd(Compression):
     kind: ClassVar[Kind] = "lossy"
     after: ClassVar[tuple[str, ...]] = ("fold-batchnorm",)
 
-    rank: int | None = Field(None, ge=1, le=1 << 20, description="rank kept at every site")
+    rank: int | None = Field(None, ge=1, le=1_000_000, description="rank kept at every site")
     energy: float | None = Field(None, gt=0, le=1, description="share of the squared spectrum kept at every site")
     error: float | None = Field(None, ge=0, lt=1, description="relative error |W - U V| / |W| allowed at every site")
 

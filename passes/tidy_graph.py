@@ -47,7 +47,7 @@ class TidyGraph(Rewrite):
 
     fold_constants: bool = Field(True, description="compute nodes that depend on constants only")
     share_initializers: bool = Field(True, description="store equal initializers once")
-    growth: int = Field(4096, ge=0, le=1 << 40, description="a folded constant of up to this many bytes may grow")
+    growth: int = Field(4096, ge=0, le=1_000_000_000, description="a folded constant of up to this many bytes may grow")
 
     def run(self, view: View) -> PassResult:
         """Apply all rules until none fires."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from ccompile.analysis import shapes
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -38,7 +40,8 @@ class Net:
         return self.stored(ir.Tensor(view, name=name), name)
 
     def stored(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
+        value.shape = ir.Shape(tuple(dim for dim in tensor.shape if isinstance(dim, int)))
         self.initializers.append(value)
         return value
 
@@ -98,8 +101,6 @@ class Net:
         )
 
     def model(self, *outputs: ir.Value, opsets: Mapping[str, int] | None = None) -> ir.Model:
-        for value in outputs:
-            value.type = value.type or FLOAT
         graph = ir.Graph(
             self.inputs,
             outputs,
@@ -108,7 +109,13 @@ class Net:
             opset_imports={"": OPSET, **(opsets or {})},
             name="net",
         )
-        return ir.Model(graph, ir_version=10)
+        model = ir.Model(graph, ir_version=10)
+        inferred = shapes.shapes(model)
+        for value in outputs:
+            known = inferred.get(str(value.name), shapes.UNKNOWN)
+            value.type = ir.TensorType(known.dtype) if known.dtype else FLOAT
+            value.shape = None if known.shape is None else ir.Shape(known.shape)
+        return model
 
 
 def lenet_300_100(seed: int | None = None) -> ir.Model:

@@ -1,0 +1,127 @@
+"""Did a step keep its promise, did the result pass its gates, and what to say when not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from ccompile import verify
+from ccompile.core import Comparison, CostReport, OutputComparison, Pass, Site, Tolerance
+from ccompile.evidence import GateRecord
+from ccompile.runtime import Feeds, Settings, Timing
+from ccompile.spec import Gates
+from ccompile.verify import SiteError
+
+ANY = Tolerance(relative_l2=math.inf)  # what a lossy step without a tolerance must keep: shapes, types, finite values
+
+
+def broken(step: Pass, previous: Comparison, sites: Sequence[SiteError]) -> str:
+    """Return how the step's contract broke, or nothing. `previous`: against the graph that the step was given."""
+    violations = previous.exact_violations() if step.kind == "exact" else {}
+    violations = violations or previous.violations(step.tolerance or ANY)
+    if violations:
+        name, found = next(iter(violations.items()))
+        kind = "is more than float reordering away" if step.kind == "exact" else "left its tolerance"
+        return f"output `{name}` {kind}: {'; '.join(found)}"
+    for error in sites:
+        if not error.holds:
+            nodes = ", ".join(error.site.nodes)
+            return f"site {nodes} broke its own bound: |dy|/|x| is {error.gain:.4g}, promised {error.site.bound:.4g}"
+    return ""
+
+
+def advice(
+    step: Pass,
+    before: ir.Model,
+    after: ir.Model,
+    sites: Sequence[Site],
+    previous: Comparison,
+    batches: Callable[[], Iterable[Feeds]],
+    settings: Settings,
+) -> str:
+    """Return lines that name the first guilty site and the tolerance that would have passed."""
+    tolerance = step.tolerance or ANY
+
+    def breaks(output: OutputComparison) -> bool:
+        one = Comparison((output,), previous.samples)
+        return bool(one.exact_violations() if step.kind == "exact" else one.violations(tolerance))
+
+    lines = []
+    rtol = verify.rtol_of(step.tolerance)
+    guilty = verify.blame(before, after, sites, batches, breaks, settings, rtol)
+    if guilty is not None:
+        nodes = ", ".join(guilty.site.nodes)
+        bound = f", bound {guilty.site.bound:.3g}" if guilty.site.bound is not None else ""
+        error = guilty.comparison.relative_l2
+        lines.append(f"  First site to leave it: {nodes} (relative L2 {error:.3g} at its output{bound}).")
+    if step.kind != "exact" and (passing := passing_tolerance(step.tolerance, previous)) is not None:
+        lines.append(f"  Give the step `tolerance: {passing}`, which would have passed, or ask for less compression.")
+    return "\n".join(lines)
+
+
+def passing_tolerance(asked: Tolerance | None, comparison: Comparison) -> Tolerance | None:
+    """Return the smallest tolerance with the limits of `asked` (or all limits) that would have passed, if any can."""
+    needed = comparison.needed
+    if needed is None:
+        return None
+    measured = needed.limits()
+    wanted = asked.limits() if asked is not None else measured
+    limits = {name: measured[name] for name in wanted if name in measured}
+    if "rtol" in wanted:
+        limits |= {"rtol": wanted["rtol"], "atol": measured["atol"]}
+    return Tolerance(**limits)
+
+
+def gate_records(
+    gates: Gates,
+    before: CostReport,
+    after: CostReport,
+    final: Comparison,
+    metrics: tuple[Mapping[str, float], Mapping[str, float]],
+    race: Timing | None,
+) -> Iterator[GateRecord]:
+    """Yield one record per gate. `final`: against the source; `metrics`: of the source and of the result."""
+    yield from _cost_gates(gates, before, after, race)
+    yield from _accuracy_gates(gates, final)
+    yield from _metric_gates(gates, *metrics)
+
+
+def _cost_gates(gates: Gates, before: CostReport, after: CostReport, race: Timing | None) -> Iterator[GateRecord]:
+    for name, limit in gates.shares.items():
+        if name == "measured_seconds":
+            share = 1 / race.ratio if race is not None else math.nan
+        else:
+            base = getattr(before, name)
+            share = getattr(after, name) / base if base else float(getattr(after, name) > 0)
+        detail = f"{share:.4g} of the source's, at most {limit:g} asked"
+        yield GateRecord(name=name, limit=limit, value=share, holds=share <= limit, detail=detail)
+
+
+def _accuracy_gates(gates: Gates, final: Comparison) -> Iterator[GateRecord]:
+    if gates.tolerance is None:
+        return
+    passing = passing_tolerance(gates.tolerance, final)
+    for name, limit in gates.tolerance.limits().items():
+        single = name not in ("atol", "rtol")
+        violations = final.violations(Tolerance(**{name: limit}) if single else gates.tolerance)
+        found = [f"`{output}` {text}" for output, texts in violations.items() for text in texts]
+        value = passing.limits().get(name) if passing is not None else None
+        detail = "; ".join(found[:3]) if found else f"{value:g} measured, {limit:g} asked"
+        yield GateRecord(name=name, limit=limit, value=value, holds=not found, detail=detail)
+
+
+def _metric_gates(gates: Gates, before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[GateRecord]:
+    for name, gate in gates.metric.items():
+        value, base = after[name], before[name]
+        if gate.drop is not None:
+            drop = base - value
+            text = f"{value:.5g} against the source's {base:.5g}: drop {drop:.4g}, at most {gate.drop:g} asked"
+            holds = drop <= gate.drop + 1e-12
+            yield GateRecord(name=f"metric.{name}.drop", limit=gate.drop, value=drop, holds=holds, detail=text)
+        if gate.min is not None:
+            text = f"{value:.5g}, at least {gate.min:g} asked"
+            yield GateRecord(
+                name=f"metric.{name}.min", limit=gate.min, value=value, holds=value >= gate.min, detail=text
+            )

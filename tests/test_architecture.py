@@ -1,0 +1,101 @@
+"""Imports only downwards; passes know neither each other nor the runtime; every pass says what STYLE asks for."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import ccompile
+from ccompile import registry
+from ccompile.core import Pass
+
+ROOT = Path(ccompile.__file__).parent
+# Each module may import those in the lines above its own, and those in its own line.
+LAYERS = [
+    ["ccompile", "ccompile.errors", "ccompile.specs"],
+    ["ccompile.marks", "ccompile.numerics", "ccompile.numerics.*"],
+    ["ccompile.core"],
+    ["ccompile.files"],
+    ["ccompile.graph"],
+    ["ccompile.analysis", "ccompile.analysis.*"],
+    ["ccompile.passes", "ccompile.passes.*"],
+    ["ccompile.registry"],
+    ["ccompile.target"],
+    ["ccompile.cost_ops", "ccompile.cost_weights", "ccompile.cost_fusion", "ccompile.cost_shapes", "ccompile.cost"],
+    ["ccompile.sources", "ccompile.sources.*", "ccompile.data"],
+    ["ccompile.runtime"],
+    ["ccompile.verify"],
+    ["ccompile.spec"],
+    ["ccompile.evidence", "ccompile.contracts"],
+    ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff"],
+    ["ccompile.report", "ccompile.reference"],
+    ["ccompile.cli"],
+    ["ccompile.__main__"],
+]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    for path in sorted(p for p in (ROOT / "passes").resolve().glob("*.py") if p.stem != "__init__"):
+        found[f"ccompile.passes.{path.stem}"] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def layer(name: str) -> int:
+    for index, patterns in enumerate(LAYERS):
+        if any(name == p or (p.endswith(".*") and name.startswith(p[:-1])) for p in patterns):
+            return index
+    raise AssertionError(f"{name} stands in no layer: add it to LAYERS, as low as it can be")
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_go_downwards(name: str) -> None:
+    known = modules()
+    for other in imported(known[name]) & known.keys() - {name}:
+        assert layer(other) <= layer(name), f"{name} imports {other} from above"
+
+
+@pytest.mark.parametrize("name", sorted(n for n in modules() if n.startswith("ccompile.passes.")))
+def test_a_pass_reaches_the_rest_only_through_its_view(name: str) -> None:
+    ours = {other for other in imported(modules()[name]) if other.split(".")[0] in ("ccompile", "onnxruntime")}
+    allowed = ("ccompile.core", "ccompile.errors", "ccompile.graph", "ccompile.analysis", "ccompile.numerics")
+    assert not {other for other in ours if other != "ccompile" and not other.startswith(allowed)}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in modules() if n.startswith("ccompile.numerics.")))
+def test_numerics_knows_nothing_of_the_project(name: str) -> None:
+    assert not {other for other in imported(modules()[name]) if other.startswith("ccompile")}
+
+
+@pytest.mark.parametrize("kind", registry.passes().values(), ids=list(registry.passes()))
+def test_a_pass_states_its_algebra_error_cost_and_source(kind: type[Pass]) -> None:
+    doc = sys.modules[kind.__module__].__doc__ or ""
+    assert doc.splitlines()[0].endswith(".")
+    for section in ("\nFires:", "\nError:", "\nCost:", "\nSource:"):
+        assert section in doc, f"{kind.pass_name()} has no {section.strip()}"
+
+
+@pytest.mark.parametrize("kind", registry.passes().values(), ids=list(registry.passes()))
+def test_every_option_is_described(kind: type[Pass]) -> None:
+    for name, field in kind.model_fields.items():
+        assert field.description, f"{kind.pass_name()}.{name} has no description"
+
+
+def test_a_pass_is_named_after_its_file() -> None:
+    for name, kind in registry.passes().items():
+        assert kind.__name__ == "".join(part.capitalize() for part in name.split("-"))
+        assert kind.__module__ == f"ccompile.passes.{name.replace('-', '_')}"
