@@ -21,9 +21,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ccompile import graph, images
+from ccompile.core import Declaration
 from ccompile.errors import DataError, nearest
 from ccompile.images import Preprocess
 
@@ -48,10 +49,8 @@ _UNUSED_KEYS = frozenset({"label", "labels"})  # often saved beside the inputs; 
 # ---------------------------------------------------------------------------------------------- what a spec says
 
 
-class Synthetic(BaseModel):
+class Synthetic(Declaration):
     """Seeded random inputs, for models without data at hand."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     distribution: Literal["normal", "uniform"] = Field(
         default="normal", description="of float inputs; normal is N(0, 1)"
@@ -71,10 +70,8 @@ class Synthetic(BaseModel):
         return self
 
 
-class DataSource(BaseModel):
+class DataSource(Declaration):
     """Where samples come from: exactly one of `npz`, `test_data`, `images`, `synthetic`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     npz: PathText | None = Field(default=None, description="file with one array per graph input; axis 0 counts samples")
     test_data: PathText | None = Field(
@@ -132,10 +129,8 @@ _ONLY_FOR = {
 }
 
 
-class DataSpec(BaseModel):
+class DataSpec(Declaration):
     """The inputs that statistics are taken on, and those that every step is compared on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     calibration: DataSource | None = Field(
         default=None, description="inputs for the statistics that lossy passes fit to"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from ccompile.core import Declaration
 from ccompile.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,10 +23,8 @@ Pixels = Annotated[int, Field(ge=1, le=65536)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Preprocess(BaseModel):
+class Preprocess(Declaration):
     """From an image file to a model input: decode, resize, centre crop, (x * scale - mean) / std, lay out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     resize: Pixels | tuple[Pixels, Pixels] | None = Field(
         default=None, description="pixels: the short side, or [height, width]; bilinear", examples=[256, [224, 224]]
