@@ -39,7 +39,7 @@ class Declaration(BaseModel):
     def _no_boolean_as_number(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
             said = str(value).lower()
-            raise ValueError(f"{said} is not meant here: YAML reads yes, no, on and off as true and false; quote words")
+            raise ValueError(f"should not be `{said}` (YAML reads yes, no, on and off so, unless they are quoted)")
         return value
 
 

@@ -87,15 +87,15 @@ def parse(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         raise _syntax(document, error) from error
     except yaml.reader.ReaderError as error:
-        before = text[: error.position].splitlines(keepends=True) or [""]
-        ended = before[-1].endswith(("\n", "\r"))
-        mark = Mark(len(before) + ended, 1 if ended else len(before[-1]) + 1)
-        message = f"the character U+{ord(error.character):04X} is not allowed in YAML"
+        before = text[: error.position]
+        mark = Mark(before.count("\n") + 1, error.position - before.rfind("\n"))
+        message = f"the character U+{error.character:04X} is not allowed in YAML"
         raise SpecError.of([document.problem_at(mark, (), message, "Remove it.")]) from error
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"not YAML: {' '.join(str(error).split())[:200]}", name) from error
     if root is None:
-        raise SpecError("the spec is empty", name, "Start with `version: 1` and a list of `passes`.")
+        hint = "Start with `version: 1` and a list of `passes`."
+        raise SpecError.of([document.problem_at(Mark(1, 1), (), "the spec is empty", hint)])
     builder = _Builder(document)
     document.data = builder.build(root, (), 0)
     if builder.problems:
@@ -108,7 +108,8 @@ def _syntax(document: Document, error: yaml.MarkedYAMLError) -> SpecError:
     place = Mark(mark.line + 1, mark.column + 1) if mark is not None else Mark(1, 1)
     text = f"{error.context or ''} {error.problem or ''}"
     hint = next((hint for part, hint in _HINTS.items() if part in text), "")
-    return SpecError.of([document.problem_at(place, (), f"not YAML: {error.problem or error.context}", hint)])
+    message = str(error.problem or error.context).removeprefix("but ")
+    return SpecError.of([document.problem_at(place, (), f"not YAML: {message}", hint)])
 
 
 _HINTS = {  # what the parser says -> what to do
@@ -173,8 +174,8 @@ class _Builder:
         return found
 
     def _scalar(self, node: yaml.Node, path: Path) -> Any:
-        if any("\ud800" <= char <= "\udfff" for char in node.value):
-            self.problems.append(self.document.problem(path, "half of a surrogate pair is no character"))
+        if bad := next((char for char in node.value if char == "\0" or "\ud800" <= char <= "\udfff"), ""):
+            self.problems.append(self.document.problem(path, f"U+{ord(bad):04X} is no character of a text"))
             return None
         if node.tag not in self.constructor.yaml_constructors:
             self._refuse_tag(node, path)

@@ -149,6 +149,9 @@ def _target(document: Document, base: Path, problems: list[Problem]) -> Target |
     wanted = document.data.get("target", DEFAULT_TARGET)
     if not isinstance(wanted, str | dict):
         return None  # reported by the schema
+    if isinstance(wanted, dict):
+        inline: Target | None = _validated(Target, document, ("target",), problems, wanted)
+        return inline
     try:
         return load_target(wanted, base)
     except CcompileError as error:
@@ -183,25 +186,23 @@ def _problem(kind: type[BaseModel], document: Document, base: marks.Path, detail
     if detail["type"] == "value_error":
         message = detail["msg"].removeprefix("Value error, ")
     else:
-        message = detail["msg"].partition(", unable to parse")[0].removeprefix("Input ")
-        message = f"{message[0].lower()}{message[1:]}, got {_shown(detail.get('input'))}".replace(
-            "dictionary", "mapping"
-        )
-        message = re.sub(r" or instance of \w+", "", message)
+        said = detail["msg"].partition(", unable to parse")[0].removeprefix("Input ")
+        said = re.sub(r" or instance of \w+", "", said).replace("dictionary", "mapping").replace("tuple", "list")
+        message = f"{said[0].lower()}{said[1:]}, got {_shown(detail.get('input'))}"
     return document.problem(path, message, _described(kind, detail["loc"]))
 
 
 def _shown(given: Any) -> str:
     """Return a value as people write it in YAML.
 
-    >>> _shown(None), _shown("x"), _shown([1]), _shown(True)
-    ('nothing', '`x`', 'a list', '`true`')
+    >>> _shown(None), _shown("x"), _shown("1"), _shown([1]), _shown(True)
+    ('nothing', '`x`', "`'1'`", 'a list', '`true`')
     """
     if given is None:
         return "nothing"
     if isinstance(given, dict | list | tuple):
         return "a mapping" if isinstance(given, dict) else "a list"
-    return f"`{str(given).lower() if isinstance(given, bool) else shortened(given)}`"
+    return f"`{shortened(yaml.safe_dump(given, width=10_000, allow_unicode=True).splitlines()[0])}`"
 
 
 def shortened(value: object, limit: int = 60) -> str:
@@ -231,7 +232,7 @@ def _real_path(data: Any, loc: tuple[str | int, ...]) -> marks.Path:
 def _fields_at(kind: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     """Return the field names of the model at `loc` inside `kind`."""
     models = _models_at(kind, loc)
-    return sorted({name for model in models for name in model.model_fields})
+    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
 
 
 def _models_at(kind: Any, loc: Sequence[str | int]) -> list[type[BaseModel]]:
@@ -271,7 +272,7 @@ def _limits(field: FieldInfo) -> str:
     known = [*field.metadata, *(entry for part in annotated for entry in getattr(part, "__metadata__", ()))]
     known += [entry for info in known for entry in getattr(info, "metadata", ())]
     found = [
-        f"{sign} {getattr(entry, name):g}" for name, sign in signs.items() for entry in known if hasattr(entry, name)
+        f"{sign} {getattr(entry, name)}" for name, sign in signs.items() for entry in known if hasattr(entry, name)
     ]
     return f" ({' and '.join(found)})" if found else ""
 
