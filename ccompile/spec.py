@@ -167,6 +167,8 @@ def _validated(
     except ValidationError as error:
         seen: set[marks.Path] = set()
         for detail in error.errors(include_url=False):
+            if detail["type"] == "too_short" and detail["input"]:
+                continue  # items that were refused themselves are not counted
             place = _real_path(document.data, (*path, *detail["loc"]))
             if place not in seen:  # a value that fits no branch of a union is one mistake: the first branch speaks
                 problems.append(_problem(kind, document, path, detail))
@@ -187,7 +189,12 @@ def _problem(kind: type[BaseModel], document: Document, base: marks.Path, detail
         message = detail["msg"].removeprefix("Value error, ")
     else:
         said = detail["msg"].partition(", unable to parse")[0].removeprefix("Input ")
-        said = re.sub(r" or instance of \w+", "", said).replace("dictionary", "mapping").replace("tuple", "list")
+        said = (
+            re.sub(r" or instance of \w+| after validation, not \d+", "", said)
+            .replace("dictionary", "mapping")
+            .replace("Tuple", "List")
+            .replace("tuple", "list")
+        )
         message = f"{said[0].lower()}{said[1:]}, got {_shown(detail.get('input'))}"
     return document.problem(path, message, _described(kind, detail["loc"]))
 
