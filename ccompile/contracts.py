@@ -14,7 +14,9 @@ from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.spec import Gates
 from ccompile.verify import SiteError
 
-ANY = Tolerance(relative_l2=math.inf)  # what a lossy step without a tolerance must keep: shapes, types, finite values
+ANY = Tolerance.model_construct(
+    relative_l2=math.inf
+)  # what a lossy step without a tolerance must keep: shapes, types, finite values
 
 
 def broken(step: Pass, previous: Comparison, sites: Sequence[SiteError]) -> str:

@@ -11,8 +11,10 @@ Source: Protocol Buffers encoding; onnx.proto (ModelProto.graph 7, GraphProto.in
 from __future__ import annotations
 
 import contextlib
+import glob
 import math
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from ccompile.errors import CcompileError, ModelError
 
@@ -156,6 +159,8 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer]]:
         if type(error).__name__ != "DecodeError":
             raise
         raise _not_onnx(path, error) from error
+    if (garbled := _garbled(proto)) is not None:
+        raise ModelError(f"the name {garbled!r} is not UTF-8", where, "The file is damaged.")
     if not proto.graph.node and not proto.graph.output:
         raise ModelError("the model has no graph", where, "An ONNX model with nodes and outputs was expected.")
     weights, everything = {}, [buffer]
@@ -187,9 +192,22 @@ def _embed(tensor: onnx.TensorProto, raw: Buffer) -> None:
     tensor.ClearField("external_data")
 
 
+def _garbled(message: Message) -> bytes | None:
+    """Return the first text in a message that is not UTF-8: protobuf hands it out as bytes."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for part in (value,) if isinstance(value, str | bytes | Message) else value:
+            found = _garbled(part) if field.type == field.TYPE_MESSAGE else part if isinstance(part, bytes) else None
+            if found is not None:
+                return found
+    return None
+
+
 def _not_onnx(path: Path, error: Exception) -> ModelError:
+    said = "it ends in the middle of a field" if isinstance(error, IndexError) else str(error).partition("\n")[0]
     return ModelError(
-        f"not an ONNX model: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+        f"not an ONNX model: {said or type(error).__name__}",
         str(path),
         "The file is damaged, truncated, or of another format.",
     )
@@ -373,20 +391,41 @@ def _write_weights(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtoc
     return digest.hexdigest()
 
 
+def probe(path: Path) -> None:
+    """Raise CcompileError when a file cannot be put at `path`: not a regular file, or the folder is not writable."""
+    _refuse_special(path)
+    scratch = _scratch(path)
+    with _disk(path), _removed_on_failure(scratch):
+        scratch.open("wb").close()
+        scratch.unlink()
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse to replace a device, a pipe or a folder by a file (`-o /dev/null` as root would)."""
+    if path.exists() and not path.is_file():
+        raise CcompileError("it is there already and is no regular file", str(path), "Name another file.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; raises CcompileError when the disk refuses."""
     _whole(path, lambda out: out.write(text.encode()))
 
 
 def _scratch(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.ccompile-tmp")
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.ccompile-tmp")
+
+
+def _machine() -> str:
+    """Return the machine's or container's name: process numbers mean nothing on another one."""
+    return platform.node().replace(".", "_").replace("-", "_")
 
 
 def remove_stale(path: Path) -> None:
     """Remove what killed runs left beside `path`; files of live processes stay."""
-    for left in path.parent.glob(f".{path.name}*.ccompile-tmp"):
-        pid = left.name.split(".")[-2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+    for left in path.parent.glob(f".{glob.escape(path.name)}*.ccompile-tmp"):
+        machine, _, pid = left.name.split(".")[-2].rpartition("-")
+        alive = not Path("/proc").exists() or Path(f"/proc/{pid}").exists()
+        if machine == _machine() and pid.isdigit() and not alive:
             left.unlink(missing_ok=True)
 
 
@@ -413,6 +452,7 @@ def _whole(
     path: Path, fill: Callable[[IO[bytes]], object], approve: Callable[[Path], None] = lambda path: None
 ) -> None:
     """Fill a scratch file beside `path`, flush it to the disk, and rename it over `path`."""
+    _refuse_special(path)
     scratch = _scratch(path)
     with _disk(path), _removed_on_failure(scratch):
         with scratch.open("wb") as out:

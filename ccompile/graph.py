@@ -153,6 +153,11 @@ def _check_names(proto: onnx.ModelProto, where: str) -> None:
     if twice:
         raise ModelError(f"`{twice[0]}` is defined more than once", where, "Value names must be unique in a graph.")
     known = set(defined)
+    for node in proto.graph.node:
+        for name in node.input:
+            if name and name not in known:
+                what = f"node `{node.name or node.op_type}` reads `{name}`, which nothing produces"
+                raise ModelError(what, where, "The file is damaged, or its exporter is.")
     for output in proto.graph.output:
         if output.name not in known:
             raise ModelError(f"graph output `{output.name}` is produced by no node", where)

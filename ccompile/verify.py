@@ -241,8 +241,9 @@ def find_metric(name: str, base: Path) -> Metric:
     sys.path.insert(0, str(base.resolve()))
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(f"metric `{name}`: {error}", hint="It is a function (outputs, labels) -> float.") from error
+    except Exception as error:
+        said = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise SpecError(f"metric `{name}`: {said}", hint="It is a function (outputs, labels) -> float.") from error
     finally:
         sys.path.remove(str(base.resolve()))
     if not callable(found):
@@ -263,7 +264,7 @@ def measure(metrics: Mapping[str, Metric], outputs: Iterable[Outputs], labels: S
     for name, metric in metrics.items():
         try:
             values[name] = float(metric(whole, truth))
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except Exception as error:
             raise DataError(f"metric `{name}` fails: {type(error).__name__}: {error}") from error
     return values
 
