@@ -5,6 +5,7 @@ Weights are read-only and shared between copies, so a pass that writes into one 
 
 from __future__ import annotations
 
+import contextlib
 import copy as shallow
 import hashlib
 import math
@@ -87,6 +88,8 @@ def load(path: Path | str) -> Source:
         digest.update(piece)
     size = sum(piece.nbytes for piece in pieces)
     model, notes = from_proto(proto, weights, str(path))
+    with _representable(str(path)):
+        to_proto(model)  # text that is not UTF-8 raises here, not when the result is written
     _check_finite(model, str(path))
     return Source(model, path, digest.hexdigest(), size, notes)
 
@@ -105,7 +108,7 @@ def from_proto(
         proto.graph.initializer.add(name=name, data_type=stored.values.data_type, dims=[0])
     detached = weights or {}
     _check_names(proto, where)
-    try:
+    with _representable(where):
         model = ir.from_proto(proto)
         for name, value in model.graph.initializers.items():
             if name in sparse:
@@ -118,13 +121,20 @@ def from_proto(
             tensor = value.const_value
             if tensor is not None:
                 value.shape, value.type = ir.Shape(dims_of(tensor)), ir.TensorType(tensor.dtype)
+    return model, _normalise(model)
+
+
+@contextlib.contextmanager
+def _representable(where: str) -> Iterator[None]:
+    """Turn what onnx_ir raises on graphs that it cannot represent into a ModelError."""
+    try:
+        yield
     except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError, KeyError, RuntimeError) as error:
         cause = error
         while cause.__cause__ is not None:
             cause = cause.__cause__  # type: ignore[assignment]
         text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise ModelError(f"the graph cannot be represented: {text}", where) from error
-    return model, _normalise(model)
 
 
 def _check_opsets(proto: onnx.ModelProto, where: str) -> None:
@@ -161,6 +171,21 @@ def _check_names(proto: onnx.ModelProto, where: str) -> None:
     for output in proto.graph.output:
         if output.name not in known:
             raise ModelError(f"graph output `{output.name}` is produced by no node", where)
+    _check_reads(proto.graph, frozenset(), where)
+
+
+def _check_reads(proto: onnx.GraphProto, outer: frozenset[str], where: str) -> None:
+    """Refuse nodes that read what neither their graph nor one around it defines."""
+    known = outer | {value.name for value in proto.input} | {tensor.name for tensor in proto.initializer}
+    known |= {sparse.values.name for sparse in proto.sparse_initializer}
+    known |= {name for node in proto.node for name in node.output}
+    for node in proto.node:
+        for name in node.input:
+            if name and name not in known:
+                raise ModelError(f"node `{node.name or node.op_type}` reads `{name}`, which nothing defines", where)
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _check_reads(inner, known, where)
 
 
 def _normalise(model: ir.Model) -> tuple[str, ...]:

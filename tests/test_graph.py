@@ -259,10 +259,27 @@ def test_an_output_that_nothing_produces_is_refused() -> None:
     assert "`y` is produced by no node" in refusal(HEAD + "g (float[N] x) => (float[N] y) { z = Neg (x) }")
 
 
-def test_an_input_that_nothing_defines_is_refused() -> None:
-    model = HEAD + "g (float[N] x) => (float[N] y) { y = Add (x, ghost) }"
-    with pytest.raises(ModelError, match="ghost"):
-        runtime.Session(loaded(model), SETTINGS)
+_BRANCHES = (
+    "{ y = If (c) <then_branch = t () => (%s) { %s = Neg (x) }, else_branch = e () => (b) { b = Abs (ghost) }> }"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "node"),
+    [("{ y = Add (x, ghost) }", "Add"), (_BRANCHES % ("a", "a"), "Abs"), (_BRANCHES % ("ghost", "ghost"), "Abs")],
+    ids=["main", "subgraph", "the other branch defines it"],
+)
+def test_an_input_that_nothing_defines_is_refused_with_its_node(body: str, node: str) -> None:
+    source = HEAD + "g (float[N] x, bool c) => (float[N] y) " + body
+    assert f"node `{node}` reads `ghost`, which nothing defines" in refusal(source)
+    loaded(source.replace("Abs (ghost)", "Abs (x)").replace("Add (x, ghost)", "Add (x, x)"))
+
+
+def test_names_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    whole = text(HEAD + "g (float[N] x) => (float[N] y) { aaaa = Neg (x) y = Abs (aaaa) }").SerializeToString()
+    (tmp_path / "m.onnx").write_bytes(whole.replace(b"aaaa", b"aa\xb1a"))
+    with pytest.raises(ModelError):
+        graph.load(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -314,7 +331,8 @@ CONSTANTS = {
     "blocked": "s = Constant<value = float[4, 2] {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8}>() "
     "z = Constant<value = uint8[4, 2] {1, 2, 3, 4, 5, 6, 7, 8}>() "
     "w = DequantizeLinear<axis = 1, block_size = 3> (u, s, z)",
-    "blocked_first_axis": "s = Constant<value = float[2, 6] {.1, .2, .3, .4, .5, .6, .7, .8, .9, 1., 2., 3.}>() "
+    "blocked_first_axis": "s = Constant<value = float[2, 6] "
+    "{0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0}>() "
     "w = DequantizeLinear<axis = 0, block_size = 2> (u, s)",
     "int32": "s = Constant<value = float {0.5}>() w = DequantizeLinear (i, s)",
     "chain": "s = Constant<value_float = 0.1>() d = DequantizeLinear (u, s) t = Transpose (d) w = Identity (t)",
