@@ -426,8 +426,8 @@ def schema() -> dict[str, Any]:
     ]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "ccompile spec",
         **top,
+        "title": "ccompile spec",
         "$defs": dict(sorted(defs.items())),
     }
 

@@ -114,7 +114,7 @@ class _Running:
             self.problem = self.problem or f"type {a.dtype} instead of {b.dtype}"
             return
         self.elements += b.size
-        if b.dtype.kind not in "fc" and "float" not in b.dtype.name:
+        if b.dtype.kind not in "fc" and b.dtype.name != "bfloat16":
             self.mismatches += int(np.count_nonzero(a != b))
             return
         if b.size:
@@ -241,7 +241,7 @@ def find_metric(name: str, base: Path) -> Metric:
     sys.path.insert(0, str(base.resolve()))
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the user's module runs here
         said = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
         raise SpecError(f"metric `{name}`: {said}", hint="It is a function (outputs, labels) -> float.") from error
     finally:
@@ -264,7 +264,7 @@ def measure(metrics: Mapping[str, Metric], outputs: Iterable[Outputs], labels: S
     for name, metric in metrics.items():
         try:
             values[name] = float(metric(whole, truth))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the user's function runs here
             raise DataError(f"metric `{name}` fails: {type(error).__name__}: {error}") from error
     return values
 

@@ -19,7 +19,7 @@ import onnxruntime as ort
 import pytest
 import yaml
 from builders import mlp
-from conftest import TIDY, Run, command, environment, scratch_files, spawn
+from runs import TIDY, Run, command, environment, scratch_files, spawn
 
 from ccompile import spec
 from ccompile.errors import CcompileError
@@ -168,7 +168,7 @@ def test_external_data_outside_the_folder_is_refused(digits: Path, run: Run, pla
 def rewritten(folder: Path, **arrays: object) -> None:
     kept = dict(np.load(folder / "verification.npz"))
     changed = {**kept, **arrays}
-    np.savez(folder / "verification.npz", **{name: x for name, x in changed.items() if x is not None})  # type: ignore[arg-type]
+    np.savez(folder / "verification.npz", **{name: x for name, x in changed.items() if x is not None})
 
 
 IMAGE = np.zeros((8, 1, 8, 8), np.float32)
@@ -283,6 +283,7 @@ def test_metric_gate_without_labels_is_refused(digits: Path, run: Run) -> None:
         ("metrics:NUMBER", "is not a function"),
         ("metrics:fails", "fails: ValueError: no"),
         ("metrics:asserts", "fails: AssertionError"),
+        ("metrics:leaves", "fails: SystemExit"),
         ("metrics:text", "fails:"),
         ("broken:f", "metric `broken:f`"),
     ],
@@ -291,6 +292,7 @@ def test_metric_that_cannot_be_measured_is_refused(digits: Path, run: Run, name:
     (digits / "metrics.py").write_text(
         "NUMBER = 1\n\n\ndef fails(outputs, labels):\n    raise ValueError('no')\n\n\n"
         "def asserts(outputs, labels):\n    assert False\n\n\ndef text(outputs, labels):\n    return 'x'\n"
+        "\n\ndef leaves(outputs, labels):\n    raise SystemExit(0)\n"
     )
     (digits / "broken.py").write_text("def f(:\n")
     changes: dict[str, object] = {"gates": {"metric": {name: {"min": 0}}}}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from conftest import command, environment, scratch_files, spawn
+from runs import command, environment, scratch_files, spawn
 
 OLD = b"the previous output"
 ARGUMENTS = ("digits.onnx", "-s", "tidy.yaml", "-o", "out.onnx", "--threads", 1)
@@ -86,8 +86,8 @@ def test_interrupt_at_any_moment_ends_with_its_code(digits: Path) -> None:
         process.send_signal(signal.SIGINT)
         code, err = ended(process)
         assert code in (0, 130, -signal.SIGINT), (delay, err)
-        if code:
-            assert (digits / "out.onnx").read_bytes() == OLD
+        if (digits / "out.onnx").read_bytes() != OLD:  # the signal came after the new file had its name
+            onnx.checker.check_model(onnx.load(digits / "out.onnx"))
         assert scratch_files(digits) == []
 
 
@@ -107,7 +107,7 @@ def test_scratch_files_of_the_living_and_of_other_machines_stay(digits: Path) ->
     from ccompile import files
 
     mine = files._scratch(digits / "out.onnx")
-    dead = subprocess.run(["true"], check=True) and subprocess.Popen(["true"])
+    dead = subprocess.Popen(["true"])
     dead.wait()
     alive, gone, elsewhere = (
         mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{pid}.")) for pid in (os.getpid(), dead.pid, 1)

@@ -431,7 +431,7 @@ def test_mistakes_of_sets_and_of_the_file_are_reported_together() -> None:
     ],
 )
 def test_where_compares_facts(where: str, meant: bool) -> None:
-    facts = {"name": "/a", "op": "Conv", "groups": 4.0, "kernel": 5.0, "params": 100.0}
+    facts: dict[str, float | str] = {"name": "/a", "op": "Conv", "groups": 4.0, "kernel": 5.0, "params": 100.0}
     assert Selector(where=where).matches(facts) is meant
 
 
