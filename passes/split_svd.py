@@ -4,8 +4,8 @@ y = W x + b  becomes  y = U (V x) + b,  W[o, i] ~= U[o, r] V[r, i], the best app
 A 1x1 convolution keeps its stride, pads and dilation in the first factor and its bias in the second.
 
 Fires:  Gemm, MatMul with one constant matrix, Conv 1x1 with one group; weight plain and read once; r (o + i) < o i.
-Error:  |dy|_2 <= (s[r] + 8 eps |W|) |x|_2 at that layer, s the singular values from s[0] on (s[r] = 0 at full rank), eps
-        the rounding of the weight's type, |W| = |s|_2.
+Error:  |dy|_2 <= (s[r] + 8 eps |s|_2) |x|_2 at that layer, s the singular values from s[0] on, s[r] = 0 at full rank,
+        eps the rounding of the weight's type.
 Cost:   o i -> r (o + i) multiply-adds per row, and parameters.
 Source: Denton et al. 2014, arXiv:1404.0736; Xue et al. 2013 (Interspeech).
 """
@@ -95,7 +95,8 @@ class SplitSvd(Compression):
         first, second = _rebuild(node, A.astype(W.dtype), B.astype(W.dtype), view.graph)
         graph.replace_node(node, second)
         view.changed()
-        rounding = 8 * float(ml_dtypes.finfo(W.dtype).eps) * float(np.linalg.norm(s))
+        eps = float(ml_dtypes.finfo(W.dtype).eps)  # type: ignore[no-untyped-call]  (numpy's lacks bfloat16)
+        rounding = 8 * eps * float(np.linalg.norm(s))
         bound = (float(s[rank]) if rank < len(s) else 0.0) + rounding
         note = f"rank {rank} of {len(s)}, weight error {choice.error:.4g}"
         return Site((str(first.name), str(second.name)), note, site.input, site.output, bound)
@@ -149,7 +150,8 @@ def _matrix(node: ir.Node) -> Array:
         return W.reshape(W.shape[:2])
     if node.op_type == "Gemm":
         alpha: float = graph.attribute(node, "alpha", 1.0)
-        return (W if graph.attribute(node, "transB", 0) else W.T) * np.asarray(alpha, W.dtype)
+        scaled: Array = (W if graph.attribute(node, "transB", 0) else W.T) * np.asarray(alpha, W.dtype)
+        return scaled
     return W if index == 0 else W.T
 
 

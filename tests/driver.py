@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +66,6 @@ class Bench(pipeline._Run):
     """A compile of one step on a model and feeds in memory. After `step`: `model`, `record` and `result`."""
 
     result: PassResult | None = None
-    before: bytes = b""
-    seeds: dict[str, int] = field(default_factory=dict)
 
     @property
     def model(self) -> ir.Model:
@@ -173,7 +171,8 @@ def comparable(proto: onnx.GraphProto) -> Text:
 
 def proto_of(model: ir.Model) -> onnx.GraphProto:
     """Return a model's graph with its weights inside."""
-    return onnx.parser.parse_graph("g () => () {}") if model is None else ir.to_proto(model).graph
+    found: onnx.GraphProto = ir.to_proto(model).graph
+    return found
 
 
 def write_text(model: ir.Model, floats: bool) -> str:

@@ -25,10 +25,12 @@ from pathlib import Path
 
 import driver
 import numpy as np
+import onnx
 import pytest
 import yaml
 
 from ccompile import graph, registry
+from ccompile.errors import CcompileError
 
 FOLDER = Path(__file__).parent / "passes"
 
@@ -120,7 +122,7 @@ def write(path: Path) -> None:
     for case in found:
         try:
             after = outcome(case)
-        except Exception as error:
+        except (AssertionError, CcompileError, onnx.parser.ParseError) as error:
             raise SystemExit(f"{case}: {error}") from error
         parts.append(f"{case.title}\n{case.options}\n{case.before}\n---\n{after}\n")
     path.write_text("\n=== ".join(parts), encoding="utf-8")
