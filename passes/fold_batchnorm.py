@@ -96,6 +96,9 @@ def _fold(node: ir.Node, view: View) -> Site | Skip:
     for linear, ops, fold in ((producer, _AFTER, _fold_after), (consumer, _BEFORE, _fold_before)):
         if linear is None or linear.op_type not in ops or linear.domain not in ("", "ai.onnx"):
             continue
+        if any(selector.matches(view.facts(linear)) for selector in view.options.skip):
+            reasons.append(f"`{linear.name}` is named by `skip`")
+            continue
         if not (reason := fold(linear, node, affine, known)):
             note = f"{node.op_type} `{name}` folded in"
             return Site((str(linear.name),), note, output=str(linear.outputs[0].name))

@@ -95,7 +95,7 @@ class SplitSvd(Compression):
         first, second = _rebuild(node, A.astype(W.dtype), B.astype(W.dtype), view.graph)
         graph.replace_node(node, second)
         view.changed()
-        eps = float(ml_dtypes.finfo(W.dtype).eps)  # type: ignore[no-untyped-call]  (numpy's lacks bfloat16)
+        eps = float(ml_dtypes.finfo(W.dtype).eps)  # type: ignore[no-untyped-call]
         rounding = 8 * eps * float(np.linalg.norm(s))
         bound = (float(s[rank]) if rank < len(s) else 0.0) + rounding
         note = f"rank {rank} of {len(s)}, weight error {choice.error:.4g}"
