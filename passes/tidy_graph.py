@@ -218,7 +218,7 @@ def _bypass_noops(view: View, skipped: dict[str, Skip]) -> list[Site]:
 def _inverse_transposes(node: ir.Node) -> ir.Value | None:
     """Return the input of an earlier Transpose that this one undoes."""
     first = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs[0] is not None else None
-    if first is None or first.op_type != "Transpose":
+    if first is None or first.op_type != "Transpose" or first.domain not in ("", "ai.onnx"):
         return None
     inner, outer = graph.attribute(first, "perm"), graph.attribute(node, "perm")
     if inner is None or outer is None or [inner[axis] for axis in outer] != list(range(len(inner))):
