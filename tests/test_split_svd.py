@@ -72,7 +72,7 @@ def test_energy_and_error_agree() -> None:
         assert SplitSvd(energy=share).pick(SITE, curve()) == SplitSvd(error=np.sqrt(1 - share)).pick(SITE, curve())
 
 
-@pytest.mark.parametrize(("o", "i"), [(40, 30), (30, 40), (8, 6), (64, 2), (7, 7)])
+@pytest.mark.parametrize(("o", "i"), [(40, 30), (30, 40), (8, 6), (64, 2), (7, 7), (4, 4), (12, 6)])
 def test_what_saves_nothing_is_refused_from_break_even_on(o: int, i: int) -> None:
     choices = [Choice(r, 0.0, r * (o + i), r * (o + i)) for r in range(min(o, i), 0, -1)]
     for rank in range(1, min(o, i) + 1):
@@ -100,6 +100,39 @@ def test_a_planted_rank_is_found_in_the_model() -> None:
     assert record.verdict == "kept"
     assert [site.note.split(",")[0] for site in record.applied] == ["rank 3 of 10"]
     assert record.against_previous is not None
+    assert record.against_previous.outputs[0].relative_l2 == pytest.approx(0, abs=1e-6)
+
+
+# y of a layer whose weight W[i, o] has rank two: every form must come out the same, not only near.
+FORMS = {
+    "plain": "g (float[N,8] x) => (float[N,7] y) <float[8,7] w> { [fc] y = Gemm (x, w) }",
+    "scaled": "g (float[N,8] x) => (float[N,7] y) <float[8,7] w, float[7] b> "
+    "{ [fc] y = Gemm <alpha: float = 3.0, beta: float = 0.5> (x, w, b) }",
+    "transposed": "g (float[N,8] x) => (float[N,7] y) <float[7,8] w, float b = {2}> "
+    "{ [fc] y = Gemm <alpha: float = -0.5, transB: int = 1> (x, w, b) }",
+    "right": "g (float[N,3,8] x) => (float[N,3,7] y) <float[8,7] w> { [fc] y = MatMul (x, w) }",
+    "left": "g (float[8,N] x) => (float[7,N] y) <float[7,8] w> { [fc] y = MatMul (w, x) }",
+    "stack": "g (float[N,8,3] x) => (float[N,7,3] y) <float[7,8] w> { [fc] y = MatMul (w, x) }",
+    "conv": "g (float[N,8,H,W] x) => (float[N,7,A,B] y) <float[7,8,1,1] w, float[7] b> "
+    "{ [fc] y = Conv <strides: ints = [2, 3], pads: ints = [1, 0, 2, 1]> (x, w, b) }",
+    "conv1d": "g (float[N,8,H] x) => (float[N,7,A] y) <float[7,8,1] w> { [fc] y = Conv (x, w) }",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_layer_of_low_rank_computes_what_it_did(form: str) -> None:
+    model, _ = driver.model_of(FORMS[form])
+    weight = model.graph.initializers["w"]
+    assert weight.const_value is not None
+    shape = weight.const_value.numpy().shape
+    W = planted(SPECTRUM[:2], shape[1], shape[0])[0].astype(np.float32).reshape(shape)
+    weight.const_value = ir.Tensor(W, name="w")
+    record = driver.run_step(SplitSvd(rank=2), model).record
+    assert record.verdict == "kept", record.reason
+    assert len(record.applied) == 1
+    assert record.applied[0].measured is not None
+    assert record.against_previous is not None
+    assert record.against_previous.outputs[0].elements
     assert record.against_previous.outputs[0].relative_l2 == pytest.approx(0, abs=1e-6)
 
 
