@@ -156,7 +156,7 @@ def test_the_bound_holds_on_any_input_and_is_reached_on_the_worst(rank: int) -> 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
-@pytest.mark.parametrize("size", [12, 300])
+@pytest.mark.parametrize("size", [12, 120])
 def test_rounding_alone_does_not_break_the_bound(dtype: type, scale: float, size: int) -> None:
     W, _, _ = planted(scale * SPECTRUM[:3], size, size)
     record = driver.run_step(SplitSvd(rank=3), layer(W.astype(dtype))).record
