@@ -306,6 +306,7 @@ def site_errors(
         seen = runtime.Session(before, settings, inner).run(feeds, inner) | dict(feeds)
         for site in group:
             small = next(model for other, model in local if other is site)
+            small.graph.inputs[0].type = ir.TensorType(ir.DataType.from_numpy(np.asarray(seen[site.input]).dtype))
             y = runtime.Session(small, settings).run({site.input: seen[site.input]})[site.output]
             x, reference = (np.asarray(seen[name], np.float64) for name in (site.input, site.output))
             error = float(np.linalg.norm(np.asarray(y, np.float64) - reference))
@@ -315,7 +316,10 @@ def site_errors(
 
 
 def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node]) -> ir.Model | None:
-    """Return the site's nodes as a model from site.input to site.output, or None when they read anything else."""
+    """Return the site's nodes as a model from site.input (its type left open) to site.output.
+
+    None when they read any other variable value.
+    """
     nodes = [known[name] for name in site.nodes if name in known]
     inside = {output for node in nodes for output in node.outputs}
     constants: dict[str, ir.TensorProtocol] = {}
@@ -328,14 +332,13 @@ def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node]) -> ir.Mo
         constants[str(value.name)] = tensor
     if not any(value.name == site.output for value in inside):
         return None
-    source = next((v for node in nodes for v in node.inputs if v is not None and v.name == site.input), None)
-    if source is None or source.dtype is None:
+    if not any(value is not None and value.name == site.input for node in nodes for value in node.inputs):
         return None
     proto = onnx.helper.make_model(
         onnx.helper.make_graph(
             [ir.to_proto(node) for node in nodes],
             "site",
-            [onnx.helper.make_tensor_value_info(site.input, source.dtype.value, None)],
+            [onnx.ValueInfoProto(name=site.input)],
             [onnx.ValueInfoProto(name=site.output)],
             [onnx.helper.make_tensor(name, t.dtype.value, [0], []) for name, t in constants.items()],
         ),
