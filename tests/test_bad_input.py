@@ -312,7 +312,7 @@ def test_broken_contract_tells_the_tolerance_that_passes(digits: Path, run: Run)
     err = compiled(run, digits, 1, "left its tolerance", spec_name=name)
     found = evidence(digits)
     assert (found["verdict"], found["output"]) == ("failed", None)
-    advised = re.search(r"The tolerance (\{.*?\}) would have passed", err)
+    advised = re.search(r"`tolerance: (\{.*?\})`, which would have passed", err)
     assert advised is not None
     changed = {"split-svd": {**SVD["split-svd"], "tolerance": yaml.safe_load(advised[1])}}
     compiled(run, digits, 0, "", spec_name=write_spec(digits, {"passes": [changed]}))
@@ -322,7 +322,7 @@ def test_broken_contract_tells_the_tolerance_that_passes(digits: Path, run: Run)
 def test_advised_tolerance_passes_for_every_kind_of_limit(digits: Path, run: Run, asked: str) -> None:
     strict = {"split-svd": {**SVD["split-svd"], "tolerance": {asked: 1 - 1e-9 if asked == "cosine" else 1e-9}}}
     err = compiled(run, digits, 1, "left its tolerance", spec_name=write_spec(digits, {"passes": [strict]}))
-    advised = re.search(r"The tolerance (\{.*?\}) would have passed", err)
+    advised = re.search(r"`tolerance: (\{.*?\})`, which would have passed", err)
     assert advised is not None
     changed = {"split-svd": {**SVD["split-svd"], "tolerance": yaml.safe_load(advised[1])}}
     compiled(run, digits, 0, "", spec_name=write_spec(digits, {"passes": [changed]}))
