@@ -30,7 +30,7 @@ Share = Annotated[float, Field(gt=0, le=1000)]
 class MetricGate(BaseModel):
     """A task metric's limit: `drop` below the source's value, or a least value; in the metric's own unit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     drop: float | None = Field(None, ge=0, description="largest loss against the source model (0.005 is half a point)")
     min: float | None = Field(None, description="least value of the compiled model")
@@ -45,7 +45,7 @@ class MetricGate(BaseModel):
 class Gates(BaseModel):
     """What the result must reach: shares of the source's cost, and how far outputs may move from the source's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     params: Share | None = Field(None, description="parameters, as a share of the source's")
     nonzero: Share | None = Field(None, description="nonzero parameters, as a share of the source's")
