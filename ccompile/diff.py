@@ -66,7 +66,7 @@ def _nodes(model: ir.Model) -> dict[str, str]:
             ", ".join("" if value is None else str(value.name) for value in values)
             for values in (node.inputs, node.outputs)
         )
-        attributes = ", ".join(f"{name}={_text(found)}" for name, found in sorted(node.attributes.items()))
+        attributes = ", ".join(f"{name}={_text(value)}" for name, value in sorted(node.attributes.items()))
         kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         found[str(node.name)] = f"{kind}({inputs}{'; ' if attributes else ''}{attributes}) -> {outputs}"
     return found

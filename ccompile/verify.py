@@ -208,7 +208,7 @@ class _Running:
 
 
 def _form(value: Any) -> str:
-    return {list: "sequence", dict: "map"}.get(type(value), "tensor")
+    return "sequence" if isinstance(value, list) else "map" if isinstance(value, dict) else "tensor"
 
 
 def _map_values(candidate: Mapping[Any, Any], reference: Mapping[Any, Any]) -> tuple[Array, Array]:
@@ -371,18 +371,15 @@ def site_errors(
     """
     known = {str(node.name): node for node in after.graph}
     values = _values_of(before)
-    local = [
-        (site, small)
-        for site in sites
-        if {site.input, site.output} <= values and (small := _extract(after, site, known)) is not None
-    ]
     found = []
-    for group in _groups([site for site, _ in local], before, feeds, settings):
+    for group in _groups([site for site in sites if {site.input, site.output} <= values], before, feeds, settings):
         names = sorted({name for site in group for name in (site.input, site.output)})
         inner = [name for name in names if name not in feeds]
         seen = runtime.Session(before, settings, inner).run(feeds, inner) | dict(feeds)
         for site in group:
-            small = next(model for other, model in local if other is site)
+            small = _extract(after, site, known, ir.DataType.from_numpy(np.asarray(seen[site.input]).dtype))
+            if small is None:
+                continue
             y = runtime.Session(small, settings).run({site.input: seen[site.input]})[site.output]
             x, reference = (np.asarray(seen[name], np.float64) for name in (site.input, site.output))
             error = float(np.linalg.norm(np.asarray(y, np.float64) - reference))
@@ -399,8 +396,11 @@ def _values_of(model: ir.Model) -> set[str]:
     return names | {str(output.name) for node in model.graph for output in node.outputs if output.name}
 
 
-def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node]) -> ir.Model | None:
-    """Return the site's nodes as a model from site.input to site.output, or None when they read anything else."""
+def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node], dtype: ir.DataType) -> ir.Model | None:
+    """Return the site's nodes as a model from site.input to site.output, or None when they read anything else.
+
+    dtype: site.input's, which the graph itself may not declare.
+    """
     nodes = [known[name] for name in site.nodes if name in known]
     if any(node.op_identifier() in model.functions or any(True for _ in graph.subgraphs(node)) for node in nodes):
         return None
@@ -415,14 +415,11 @@ def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node]) -> ir.Mo
         constants[str(value.name)] = tensor
     if not any(value.name == site.output for value in inside):
         return None
-    source = next((v for node in nodes for v in node.inputs if v is not None and v.name == site.input), None)
-    if source is None or source.dtype is None:
-        return None
     proto = onnx.helper.make_model(
         onnx.helper.make_graph(
             [ir.to_proto(node) for node in nodes],
             "site",
-            [onnx.helper.make_tensor_value_info(site.input, source.dtype.value, None)],
+            [onnx.helper.make_tensor_value_info(site.input, dtype.value, None)],
             [onnx.ValueInfoProto(name=site.output)],
             [onnx.helper.make_tensor(name, t.dtype.value, [0], []) for name, t in constants.items()],
         ),
