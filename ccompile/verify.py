@@ -401,7 +401,7 @@ def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node], dtype: i
 
     dtype: site.input's, which the graph itself may not declare.
     """
-    nodes = [known[name] for name in site.nodes if name in known]
+    nodes = [node for name, node in known.items() if name in site.nodes]
     if any(node.op_identifier() in model.functions or any(True for _ in graph.subgraphs(node)) for node in nodes):
         return None
     inside = {output for node in nodes for output in node.outputs}
