@@ -268,7 +268,7 @@ def _order(document: Document, passes: Sequence[Pass]) -> Iterator[Problem]:
 
 def _promises(document: Document, passes: Sequence[Pass], gates: Any) -> Iterator[Problem]:
     accuracy = (*Tolerance.model_fields, "metric")
-    gated = isinstance(gates, dict) and any(gates.get(name) for name in accuracy)
+    gated = isinstance(gates, dict) and any(gates.get(name) not in (None, {}) for name in accuracy)
     for index, step in enumerate(passes):
         if step.kind == "lossy" and step.tolerance is None and not gated:
             yield document.problem(
