@@ -79,7 +79,7 @@ class OutputComparison:
     """One output of two models on the same inputs; `reference` is the second operand everywhere.
 
     `argmax` and `kl` are None where they make no sense (see verify.class_axis). `mismatches` counts entries that cannot
-    be close: NaN or infinity that the reference does not have, and any difference of an integer, bool or string.
+    be close: NaN or infinity on one side only, and any difference of an integer, bool or string.
     """
 
     name: str
@@ -96,14 +96,17 @@ class OutputComparison:
     problem: str = ""
 
     def violations(self, tolerance: Tolerance) -> list[str]:
-        """Return what leaves `tolerance`, in words; an output that compared nothing always does."""
+        """Return what leaves `tolerance`, in words; an output of which nothing was compared always does."""
         if self.problem:
             return [self.problem]
         if self.elements == 0:
             return ["nothing was compared"]
+        inexact = self.dtype.startswith(("float", "bfloat", "complex"))
         if self.mismatches:
-            what = "NaN or infinity that the reference lacks" if "float" in self.dtype else "exact values that differ"
+            what = "NaN or infinity on one side only" if inexact else "exact values that differ"
             return [f"{self.mismatches} of {self.elements} elements: {what}"]
+        if inexact and self.argmax is None and tolerance.limits().keys() == {"argmax"}:
+            return ["argmax says nothing about it, it has no class axis: give another limit as well"]
         measured = {"relative_l2": self.relative_l2, "cosine": self.cosine, "argmax": self.argmax}
         broken = []
         for name, limit in tolerance.limits().items():
@@ -147,7 +150,7 @@ class Comparison:
 
     @property
     def needed(self) -> Tolerance | None:
-        """Return the smallest limits that each would pass alone; None when no tolerance can, infinite ones left out."""
+        """Return the smallest limits, in three digits, that each would pass alone; None when no tolerance can."""
         if not self.outputs or any(o.problem or o.mismatches or not o.elements for o in self.outputs):
             return None
         limits = {
@@ -162,18 +165,22 @@ class Comparison:
 
 
 def _round_down(value: float) -> float:
-    return math.floor(value * 1e6) / 1e6 if math.isfinite(value) else value
+    """Return the largest multiple of 1e-6 that is <= value."""
+    if not math.isfinite(value):
+        return value
+    rounded = math.floor(value * 1e6) / 1e6
+    return rounded if rounded <= value else (math.floor(value * 1e6) - 1) / 1e6
 
 
-def round_up(value: float, digits: int = 2) -> float:
+def round_up(value: float, digits: int = 3) -> float:
     """Return the least number of `digits` significant decimals that is >= value.
 
     >>> round_up(0.03121)
-    0.032
+    0.0313
     >>> round_up(0.0)
     0.0
     """
-    if value == 0 or not math.isfinite(value):
+    if abs(value) < 1e-300 or not math.isfinite(value):
         return value
     step = 10.0 ** (math.floor(math.log10(abs(value))) - digits + 1)
     rounded = float(f"{math.ceil(value / step - 1e-9) * step:.{digits}g}")

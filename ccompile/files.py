@@ -150,19 +150,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer]]:
         raise ModelError(f"cannot read the model: {error.strerror}", where, "Is the path right?") from error
     if not buffer:
         raise ModelError("the file is empty", where, "An ONNX model was expected.")
-    try:
-        skeleton, views = split(buffer)
-        proto = onnx.ModelProto.FromString(skeleton)
-    except (ValueError, IndexError) as error:
-        raise _not_onnx(path, error) from error
-    except Exception as error:  # protobuf's DecodeError has no public, stable home across its implementations
-        if type(error).__name__ != "DecodeError":
-            raise
-        raise _not_onnx(path, error) from error
-    if (garbled := _garbled(proto)) is not None:
-        raise ModelError(f"the name {garbled!r} is not UTF-8", where, "The file is damaged.")
-    if not proto.graph.node and not proto.graph.output:
-        raise ModelError("the model has no graph", where, "An ONNX model with nodes and outputs was expected.")
+    proto, views = _parsed(buffer, path)
     weights, everything = {}, [buffer]
     for index, tensor in enumerate(proto.graph.initializer):
         raw = views.get(index)
@@ -183,6 +171,24 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer]]:
             everything.append(_external(tensor, path))
             _embed(tensor, everything[-1])
     return proto, weights, everything
+
+
+def _parsed(buffer: Buffer, path: Path) -> tuple[onnx.ModelProto, dict[int, Buffer]]:
+    """Return what `split` gives, the message parsed."""
+    try:
+        skeleton, views = split(buffer)
+        proto = onnx.ModelProto.FromString(skeleton)
+    except (ValueError, IndexError) as error:
+        raise _not_onnx(path, error) from error
+    except Exception as error:  # protobuf's DecodeError has no public, stable home across its implementations
+        if type(error).__name__ != "DecodeError":
+            raise
+        raise _not_onnx(path, error) from error
+    if (garbled := _garbled(proto)) is not None:
+        raise ModelError(f"the name {garbled!r} is not UTF-8", str(path), "The file is damaged.")
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError("the model has no graph", str(path), "An ONNX model with nodes and outputs was expected.")
+    return proto, views
 
 
 def _embed(tensor: onnx.TensorProto, raw: Buffer) -> None:

@@ -29,6 +29,7 @@ from ccompile.errors import ModelError
 if TYPE_CHECKING:
     from ccompile.core import Array
 
+_IR_VERSION = 10  # of models made here: the oldest supported runtime refuses newer ones, whatever onnx is installed
 Feeds = Mapping[str, Any]
 Outputs = dict[str, Any]
 
@@ -147,12 +148,13 @@ class _refusals:  # noqa: N801  (reads as a phrase at its use)
         if not (kind.__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | ValueError)):
             return
         text = shorten(str(error))
-        node = re.search(_NODE, str(error))
-        raise ModelError(f"{self.what}: {text}", f"node `{node.group(1)}`" if node else "") from error
+        node = _NODE.search(str(error))
+        name = next(filter(None, node.groups()), "") if node else ""
+        raise ModelError(f"{self.what}: {text}", f"node `{name}`" if name else "") from error
 
 
-# as in: Name:'X' Status, node with name 'X', Op (Conv) node (X), node:X, node: X, (node:'X' ep: ''), Node (X) Op
-_NODE = r"(?:Name:'|with name '|[Nn]ode:? ?\(|[Nn]ode: ?'?|[Nn]ode ')([^'\"()\s]+)"
+# How ONNX Runtime names nodes: Name:'n', in node (n), Node (n) Op, In Node, ("n", ...), with name 'n', (node:'n' ep:.
+_NODE = re.compile(r"""Name:'([^']+)'|[Nn]ode,? \("?([^"()]+)"?[,)]|[Nn]ode with name '([^']+)'|[Nn]ode: ?'([^']+)'""")
 
 
 def shorten(message: str, limit: int = 300) -> str:
@@ -198,6 +200,7 @@ def evaluate(values: Sequence[ir.Value], settings: Settings) -> list[Array]:
             [ir.serde.serialize_tensor(graph.renamed(tensor, name)) for name, tensor in constants.items()],
         ),
         opset_imports=opsets,
+        ir_version=_IR_VERSION,
     )
     session = Session(graph.from_proto(proto)[0], settings)
     found = session.run({})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
@@ -23,22 +23,26 @@ if TYPE_CHECKING:
 
     from ccompile.core import Array, Pass, PassResult
     from ccompile.evidence import StepRecord
+    from ccompile.sources.stream import Stream
 
 HEADER = '<ir_version: 10, opset_import: ["" : 18]>\n'
 SIZES = ((3, 8, 9, 7), (1, 7, 8, 9))  # what the symbols of the first, second, ... name become, batch by batch
 
 
-class Feeds(DataSet):
-    """Batches that are held, of any shapes."""
-
-    source, digest, notes, has_labels = "drawn", "", (), False
+class Held:
+    """Stands for a stream: batches that are held, of any shapes."""
 
     def __init__(self, batches: Sequence[Mapping[str, Any]]) -> None:
-        self.samples = len(batches)
         self._batches = [Batch(dict(feeds), None, 1) for feeds in batches]
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, keep: Array | None) -> Iterator[Batch]:
+        assert keep is None
         yield from self._batches
+
+
+def data_of(batches: Sequence[Mapping[str, Any]]) -> DataSet:
+    """Return a data set of these feeds, one sample each."""
+    return DataSet(len(batches), "drawn", "", (), False, cast("Stream", Held(batches)), None)
 
 
 def draw_feeds(model: ir.Model, seed: int = 0) -> list[dict[str, Array]]:
@@ -89,7 +93,7 @@ def bench(model: ir.Model, feeds: Sequence[Mapping[str, Any]] | None = None, see
     run = Bench(Request(Path("model.onnx"), spec, Path("out.onnx"), seed=seed, threads=1))
     run.settings = runtime.Settings(1)
     run.source = Source(model, Path("model.onnx"), "", 0)
-    run.data = Data(None, Feeds(given))
+    run.data = Data(None, data_of(given))
     run.samples = len(given)
     outputs = Recording()
     for produced in runtime.outputs_of(model, given, run.settings):
