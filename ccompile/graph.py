@@ -87,6 +87,12 @@ def load(path: Path | str) -> Source:
         digest.update(array.reshape(-1).view(np.uint8).data)
     size = len(buffer) + sum(array.nbytes for array in beside)
     model, notes = from_proto(proto, weights, str(path))
+    try:
+        to_proto(
+            model
+        )  # what cannot be written back (an attribute without a type) is refused here, not by a later step
+    except ir.serde.SerdeError as error:
+        raise _unrepresentable(error, str(path)) from error
     _check_finite(model, str(path))
     return Source(model, path, digest.hexdigest(), size, notes)
 
@@ -125,12 +131,15 @@ def from_proto(
                 if name not in detached and name not in sparse:
                     tensor.numpy()  # damaged small tensors raise here, not in the middle of a compile
     except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__  # type: ignore[assignment]
-        text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        raise ModelError(f"the graph cannot be represented: {text}", where) from error
+        raise _unrepresentable(error, where) from error
     return model, _normalise(model)
+
+
+def _unrepresentable(error: BaseException, where: str) -> ModelError:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelError(f"the graph cannot be represented: {text}", where, "The file is damaged, or its exporter is.")
 
 
 def _check_opsets(proto: onnx.ModelProto, where: str) -> None:
