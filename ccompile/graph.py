@@ -89,7 +89,7 @@ def load(path: Path | str) -> Source:
     size = sum(piece.nbytes for piece in pieces)
     model, notes = from_proto(proto, weights, str(path))
     with _representable(str(path)):
-        to_proto(model)  # text that is not UTF-8 raises here, not when the result is written
+        to_proto(model)  # what cannot be written back is refused here, not by a later step
     _check_finite(model, str(path))
     return Source(model, path, digest.hexdigest(), size, notes)
 
@@ -130,11 +130,14 @@ def _representable(where: str) -> Iterator[None]:
     try:
         yield
     except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__  # type: ignore[assignment]
-        text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        raise ModelError(f"the graph cannot be represented: {text}", where) from error
+        raise _unrepresentable(error, where) from error
+
+
+def _unrepresentable(error: BaseException, where: str) -> ModelError:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelError(f"the graph cannot be represented: {text}", where, "The file is damaged, or its exporter is.")
 
 
 def _check_opsets(proto: onnx.ModelProto, where: str) -> None:

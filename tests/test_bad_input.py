@@ -109,6 +109,15 @@ def test_input_that_nothing_produces_is_refused_by_node_and_name(digits: Path, r
     assert "digits.onnx: node `/" in err
 
 
+def test_attribute_without_a_type_is_refused(digits: Path, run: Run) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        conv = next(node for node in model.graph.node if node.op_type == "Conv")
+        conv.attribute[0].ClearField("type")
+
+    edited(digits / "digits.onnx", change)
+    compiled(run, digits, 2, "the graph cannot be represented")
+
+
 def test_op_that_the_runtime_lacks_is_named_with_its_node(digits: Path, run: Run) -> None:
     def change(model: onnx.ModelProto) -> None:
         relu = next(node for node in model.graph.node if node.op_type == "Relu")
