@@ -141,7 +141,7 @@ class _Running:
             self.problem = self.problem or f"type {a.dtype} instead of {b.dtype}"
             return
         self.elements += b.size
-        if b.dtype.kind not in "fc" and b.dtype.name != "bfloat16":
+        if b.dtype.kind not in "fc" and "float" not in b.dtype.name:
             self.mismatches += int(np.count_nonzero(a != b))
             return
         if b.size:

@@ -27,7 +27,7 @@ LAYERS = [
     ["ccompile.runtime"],
     ["ccompile.verify"],
     ["ccompile.spec"],
-    ["ccompile.evidence", "ccompile.contracts"],
+    ["ccompile.evidence", "ccompile.contracts", "ccompile.request"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff"],
     ["ccompile.report", "ccompile.reference"],
     ["ccompile.cli"],

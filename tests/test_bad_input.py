@@ -275,6 +275,39 @@ def test_full_disk_leaves_the_previous_output_whole(digits: Path) -> None:
     assert not (digits / "out.onnx.evidence.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "place", "said"),
+    [
+        ("--evidence", "out.onnx", "would be one file"),
+        ("--evidence", "digits.onnx", "the evidence would overwrite the model"),
+        ("--evidence", "verification.npz", "the evidence would overwrite the data"),
+        ("--evidence", "/proc/e.json", "cannot write"),
+        ("--dump", "digits.onnx", "cannot write: "),
+        ("--dump", "/proc/steps", "cannot write: "),
+        ("--dump", "link", "a dumped model would overwrite the model"),
+    ],
+)
+def test_other_files_that_cannot_be_written_are_refused_before_any_work(
+    digits: Path, run: Run, option: str, place: str, said: str
+) -> None:
+    (digits / "link").mkdir()
+    (digits / "link" / "01-tidy-graph.onnx").symlink_to(digits / "digits.onnx")
+    compiled(run, digits, 2, said, option, digits / place)
+    onnx.checker.check_model(onnx.load(digits / "digits.onnx"))
+
+
+def test_output_never_overwrites_the_data(digits: Path, run: Run) -> None:
+    before = (digits / "verification.npz").read_bytes()
+    ended = run(digits / "digits.onnx", "-s", digits / "tidy.yaml", "-o", digits / "verification.npz")
+    assert (ended.code, (digits / "verification.npz").read_bytes() == before) == (2, True)
+
+
+def test_name_that_is_too_long_is_refused(digits: Path, run: Run) -> None:
+    ended = run(digits / "digits.onnx", "-s", digits / "tidy.yaml", "-o", digits / ("a" * 250 + ".onnx"))
+    assert (ended.code, "Traceback" in ended.err) == (2, False)
+    assert "File name too long" in ended.err
+
+
 # ---------------------------------------------------------------------------------------------- metrics and promises
 
 

@@ -126,6 +126,25 @@ def test_terminal_has_colours_unless_told_not_to(digits: Path, changes: dict[str
     assert bool(re.search(rb"\x1b\[[0-9;]*3[0-9]m", shown)) is coloured
 
 
+@pytest.mark.parametrize(("gate", "code"), [("2", 0), ("0.1", 1)])
+@pytest.mark.parametrize("where", [">&-", "2>&- >&-", "| true; exit ${PIPESTATUS[0]}"])
+def test_verdict_stands_when_nobody_reads(digits: Path, gate: str, code: int, where: str) -> None:
+    arguments = command("digits.onnx", "-s", "tidy.yaml", "-o", "out.onnx", "--set", f"gates.stored_bytes={gate}")
+    ended = subprocess.run(
+        ["bash", "-c", shlex.join(arguments) + " " + where], cwd=digits, env=environment(), check=False
+    )
+    assert ended.returncode == code
+
+
+def test_full_standard_output_is_no_bug_of_ours(digits: Path) -> None:
+    with open("/dev/full", "w") as full:
+        arguments = command("passes")
+        ended = subprocess.run(
+            arguments, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+        )
+    assert (ended.returncode, ended.stderr) == (2, "error: standard output: No space left on device\n")
+
+
 def test_dump_writes_a_model_per_step(digits: Path, run: Run) -> None:
     assert compile_to(run, digits, "--dump", digits / "a" / "steps", spec="spec.yaml").code == 0
     names = [path.name for path in sorted((digits / "a" / "steps").iterdir())]
