@@ -88,9 +88,10 @@ def compile_command(
 ) -> int:
     """Compile MODEL under a spec (the default command)."""
     from ccompile import pipeline, report
+    from ccompile.request import Request
     from ccompile.spec import load
 
-    request = pipeline.Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure)
+    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure)
     with _progress(quiet) as progress:
         result = pipeline.compile_model(request, progress)
     if not quiet:

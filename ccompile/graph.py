@@ -166,11 +166,6 @@ def _check_names(proto: onnx.ModelProto, where: str) -> None:
     if twice:
         raise ModelError(f"`{twice[0]}` is defined more than once", where, "Value names must be unique in a graph.")
     known = set(defined)
-    for node in proto.graph.node:
-        for name in node.input:
-            if name and name not in known:
-                what = f"node `{node.name or node.op_type}` reads `{name}`, which nothing produces"
-                raise ModelError(what, where, "The file is damaged, or its exporter is.")
     for output in proto.graph.output:
         if output.name not in known:
             raise ModelError(f"graph output `{output.name}` is produced by no node", where)
@@ -185,7 +180,8 @@ def _check_reads(proto: onnx.GraphProto, outer: frozenset[str], where: str) -> N
     for node in proto.node:
         for name in node.input:
             if name and name not in known:
-                raise ModelError(f"node `{node.name or node.op_type}` reads `{name}`, which nothing defines", where)
+                what = f"node `{node.name or node.op_type}` reads `{name}`, which nothing defines"
+                raise ModelError(what, where, "The file is damaged, or its exporter is.")
         for attribute in node.attribute:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 _check_reads(inner, known, where)
@@ -206,11 +202,12 @@ def _normalise(model: ir.Model) -> tuple[str, ...]:
 
 
 def name_nodes(graph: ir.Graph) -> None:
-    """Give every top-level node a unique name; existing unique names stay."""
-    count = Counter(node.name for node in graph if node.name)
-    taken = set(count)
+    """Give every top-level node a unique name; the first node of a name keeps it."""
+    taken = {node.name for node in graph if node.name}
+    seen: set[str] = set()
     for node in graph:
-        if node.name and count[node.name] == 1:
+        if node.name and node.name not in seen:
+            seen.add(node.name)
             continue
         first = next((output.name for output in node.outputs if output.name), "")
         base = node.name or f"{node.op_type}_{first}"

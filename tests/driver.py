@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ccompile import graph, pipeline, runtime, target
 from ccompile.data import Batch, Data, DataSet
 from ccompile.graph import Source
-from ccompile.pipeline import Request
+from ccompile.request import Request
 from ccompile.spec import Gates, Spec
 from ccompile.verify import Recording
 

@@ -105,7 +105,7 @@ def test_name_that_is_no_text_is_refused(digits: Path, run: Run) -> None:
 
 def test_input_that_nothing_produces_is_refused_by_node_and_name(digits: Path, run: Run) -> None:
     edited(digits / "digits.onnx", lambda model: model.graph.node[3].input.__setitem__(0, "nowhere"))
-    err = compiled(run, digits, 2, "reads `nowhere`, which nothing produces")
+    err = compiled(run, digits, 2, "reads `nowhere`, which nothing defines")
     assert "digits.onnx: node `/" in err
 
 

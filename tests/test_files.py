@@ -300,15 +300,6 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         graph.save(mlp(0), tmp_path / "gone" / "m.onnx")
 
 
-def test_what_killed_runs_left_is_removed_and_what_live_ones_write_stays(tmp_path: Path) -> None:
-    dead, live = (tmp_path / f".m.onnx.{pid}.ccompile-tmp" for pid in (2**22 + 1, os.getppid()))
-    dead.touch()
-    live.touch()
-    graph.save(mlp(0), tmp_path / "m.onnx")
-    assert not dead.exists()
-    assert live.exists()
-
-
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         graph.save(conv_bn_net(0), tmp_path / name, {"k": "v"})

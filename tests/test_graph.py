@@ -218,7 +218,7 @@ def test_missing_and_duplicate_node_names_become_unique_and_others_stay() -> Non
     proto = text(HEAD + "g (float[N] x) => (float[N] e) { a = Neg(x) b = Abs(a) c = Exp(b) d = Neg(c) e = Abs(d) }")
     for node, name in zip(proto.graph.node, ["same", "same", "", "Exp_c", "same_1"], strict=True):
         node.name = name
-    assert [node.name for node in loaded(proto).graph] == ["same_2", "same_3", "Exp_c_1", "Exp_c", "same_1"]
+    assert [node.name for node in loaded(proto).graph] == ["same", "same_2", "Exp_c_1", "Exp_c", "same_1"]
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

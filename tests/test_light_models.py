@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 from ccompile import graph, spec
-from ccompile.pipeline import Request, compile_model
+from ccompile.pipeline import compile_model
+from ccompile.request import Request
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -16,7 +16,8 @@ from ccompile import graph, registry, runtime, spec
 from ccompile.core import Kind, PassResult, Rewrite, Site, View
 from ccompile.errors import CcompileError, ContractError, ModelError, PassError, SpecError
 from ccompile.evidence import Evidence
-from ccompile.pipeline import Request, compile_model
+from ccompile.pipeline import compile_model
+from ccompile.request import Request
 from ccompile.runtime import Settings, Timing
 
 if TYPE_CHECKING:

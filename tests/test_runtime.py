@@ -133,7 +133,6 @@ REFUSED = {
         {},
         "",
     ),
-    "undefined value": ([helper.make_node("Relu", ["q"], ["y"], name="r")], {}, ""),
 }
 
 
