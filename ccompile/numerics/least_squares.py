@@ -100,8 +100,8 @@ def affine_repair(
     """Return per channel g and t so that g y + t is nearer the source's output: g = 1 + rho (g_ls - 1).
 
     g_ls = cov / var is the least-squares slope, t aligns the means; rho in [0, 1] shrinks the slope towards 1 where it
-    is known badly (a scalar, or one per channel). E|source - (g y + t)|^2 falls monotonically in rho, and rho = 0 corrects
-    the bias only: never worse than y on these moments. A channel without variance keeps g = 1.
+    is known badly (a scalar, or one per channel). E|source - (g y + t)|^2 falls monotonically in rho, and rho = 0
+    corrects the bias only: never worse than y on these moments. A channel without variance keeps g = 1.
 
     >>> g, t = affine_repair(np.array([1.0]), np.array([2.0]), np.array([4.0]), np.array([5.0]), 1.0)
     >>> g.item(), t.item()

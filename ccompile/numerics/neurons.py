@@ -1,8 +1,9 @@
 """Merge similar neurons without data: a neuron that another one can imitate hands its outgoing weights over.
 
-With rows w_i = [weights, bias] of the producer and an activation f, w_j ~ s w_i makes f(w_j x) ~ s f(w_i x), for s > 0 if f
-is positively homogeneous (identity, Relu, LeakyRelu, PRelu with one slope) and for s = 1 whatever f is. Neuron j then goes
-and every consumer column of i gains s times that of j. Linear dependence among three neurons is out of scope (see obs.py).
+With rows w_i = [weights, bias] of the producer and an activation f, w_j ~ s w_i makes f(w_j x) ~ s f(w_i x), for s > 0
+if f is positively homogeneous (identity, Relu, LeakyRelu, PRelu with one slope) and for s = 1 whatever f is. Neuron j
+then goes and every consumer column of i gains s times that of j. Linear dependence among three neurons is out of scope
+(see obs.py).
 
 Source: Srinivas and Babu 2015, arXiv:1507.06149; Kim et al. 2020, arXiv:2010.13160 (the scale).
 """
@@ -39,8 +40,8 @@ def merge_plan(
 
     `rows[n, f]`, `bias[n]` produce the neurons; `columns[n, c]` is all that consumers read from each. `scaled` allows
     w_j ~ s w_i; only positively homogeneous activations may have it. A pair qualifies when its similarity is at least
-    `cos_min` >= 0: the cosine of [w, b] if scaled, else 2 <w_i, w_j> / (|w_i|^2 + |w_j|^2), which is 1 for equal rows only.
-    If scaled, a neuron with w = 0 gives 0 and goes at no cost. At least one neuron stays.
+    `cos_min` >= 0: the cosine of [w, b] if scaled, else 2 <w_i, w_j> / (|w_i|^2 + |w_j|^2), which is 1 for equal
+    rows only. If scaled, a neuron with w = 0 gives 0 and goes at no cost. At least one neuron stays.
 
     >>> plan = merge_plan(np.array([[1.0], [2.0], [-1.0]]), np.zeros(3), np.ones((3, 1)), cos_min=1.0, scaled=True)
     >>> plan.keep.tolist(), plan.M.tolist()
@@ -65,7 +66,8 @@ def merge_plan(
         if not np.isfinite(cost[j]):
             break
         i, s = int(partner[j]), float(scale[j, partner[j]])
-        order, saliencies = [*order, j], [*saliencies, float(cost[j])]
+        order.append(j)
+        saliencies.append(float(cost[j]))
         columns[i] += s * columns[j]
         M[:, i] += s * M[:, j]
         alive[j], error[:, j] = False, np.inf

@@ -28,7 +28,7 @@ def sigmoid(x: F) -> F:
 
 
 def widened(seed: int, scale: F, n: int = 5) -> tuple[F, F, F]:
-    """Return a layer of n neurons and one copy per entry of `scale`, shuffled: rows[n + k, f], bias, consumer[o, n + k]."""
+    """Return rows[n + k, f], bias and consumer[o, n + k] of n neurons and a copy per entry of `scale`[k], shuffled."""
     rng = np.random.default_rng(seed)
     rows, bias = rng.normal(size=(n, 7)), rng.normal(size=n)
     parent = rng.integers(0, n, len(scale))
