@@ -59,9 +59,7 @@ def merge_plan(
     saliencies: list[float] = []
     partner = error.argmin(1)
     while alive.sum() > 1 and len(order) < (n if amount is None else amount):
-        nearest = error[np.arange(n), partner]
-        weight = np.square(columns).sum(1)
-        cost = np.where(alive & np.isfinite(nearest), weight * np.where(np.isfinite(nearest), nearest, 0.0), np.inf)
+        cost = np.where(alive, _saliency(columns, error[np.arange(n), partner]), np.inf)
         j = int(cost.argmin())
         if not np.isfinite(cost[j]):
             break
@@ -88,6 +86,12 @@ def merge_columns(W: Array, M: Array) -> Array:
         raise ValueError(f"W{W.shape} does not split into {n} neurons")
     merged: Array = np.einsum("ont,nk->okt", W.reshape(o, n, -1), M, optimize=True)
     return merged.reshape(o, -1)
+
+
+def _saliency(columns: Array, error: Array) -> Array:
+    """Return |a_j|^2 error[j], infinite where the error is, also for a neuron that nobody reads."""
+    finite = np.isfinite(error)
+    return np.where(finite, np.square(columns).sum(1) * np.where(finite, error, 0.0), np.inf)
 
 
 def _pairs(rows: Array, cos_min: float, scaled: bool) -> tuple[Array, Array]:
