@@ -54,10 +54,9 @@ def merge_plan(
     full = np.column_stack([rows, bias]).astype(np.float64)
     columns, n = columns.astype(np.float64), len(rows)
     error, scale = _pairs(full, cos_min, scaled)
-    M, alive = np.eye(n), np.ones(n, bool)
+    M, alive, partner = np.eye(n), np.ones(n, bool), error.argmin(1)
     order: list[int] = []
     saliencies: list[float] = []
-    partner = error.argmin(1)
     while alive.sum() > 1 and len(order) < (n if amount is None else amount):
         cost = np.where(alive, _saliency(columns, error[np.arange(n), partner]), np.inf)
         j = int(cost.argmin())
