@@ -282,7 +282,8 @@ def _compare(
     tolerance: Tolerance | None,
 ) -> tuple[Comparison, str]:
     """Return the comparison of two model files, and what it was made on."""
-    from ccompile import graph, runtime, verify
+    from ccompile import graph, runtime
+    from ccompile.comparison import compare, rtol_of
     from ccompile.data import DataSpec, open_data
     from ccompile.runtime import Settings
 
@@ -299,7 +300,7 @@ def _compare(
     outputs = [
         runtime.outputs_of(model, (batch.feeds for batch in inputs.batches()), Settings(threads)) for model in models
     ]
-    return verify.compare(outputs[0], outputs[1], inputs.samples, verify.rtol_of(tolerance)), inputs.source
+    return compare(outputs[0], outputs[1], inputs.samples, rtol_of(tolerance)), inputs.source
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -78,8 +78,8 @@ EXACT_RELATIVE_L2: dict[str, float] = {"float64": 1e-10, "float32": 1e-4, "float
 class OutputComparison:
     """One output of two models on the same inputs; `reference` is the second operand everywhere.
 
-    `argmax` and `kl` are None where they make no sense (see verify.class_axis). `mismatches` counts entries that cannot
-    be close: NaN or infinity on one side only, and any difference of an integer, bool or string.
+    `argmax` and `kl` are None where they make no sense (see comparison.class_axis). `mismatches` counts entries that
+    cannot be close: NaN or infinity on one side only, and any difference of an integer, bool or string.
     """
 
     name: str

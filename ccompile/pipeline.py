@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import __version__, contracts, cost, files, graph, runtime, verify
+from ccompile import __version__, contracts, cost, files, graph, runtime
 from ccompile import target as targets
 from ccompile.analysis.shapes import ValueType, infer
+from ccompile.comparison import class_axis, compare, rtol_of
 from ccompile.core import Comparison, Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
@@ -34,10 +35,12 @@ from ccompile.evidence import (
     StepRecord,
     Verdict,
 )
+from ccompile.metrics import Metric, find_metric, measure, top1
+from ccompile.recording import Recording
 from ccompile.request import Request, check_paths, dump_name
 from ccompile.runtime import Feeds, Settings
+from ccompile.sites import SiteError, site_errors
 from ccompile.spec import Spec
-from ccompile.verify import Metric, Recording, SiteError
 
 
 class Progress(Protocol):
@@ -142,13 +145,13 @@ class _Run:
         if len(expected) and len(expected) == len(outputs):
             pairs = zip(outputs, expected, strict=True)
             mine = [{name: found[name] for name in found if name in wanted} for found, wanted in pairs]
-            needed = verify.compare(mine, expected, self.samples).needed
+            needed = compare(mine, expected, self.samples).needed
             how = f"within relative L2 {needed.relative_l2:g}" if needed is not None else "NOT at all"
             self._note([f"the source reproduces the data's expected outputs {how}"])
         return outputs
 
     def _measure(self, outputs: Recording) -> dict[str, float]:
-        return verify.measure(self.metrics, outputs, self.labels)
+        return measure(self.metrics, outputs, self.labels)
 
     def _state(self, model: ir.Model, outputs: Recording) -> _State:
         types: dict[str, ValueType] = infer(model, self.shapes)
@@ -215,8 +218,8 @@ class _Run:
     def _attempt(self, step: Pass, model: ir.Model, result: PassResult) -> _Attempt:
         before = self.state
         if not result.applied:
-            previous = verify.compare(before.outputs, before.outputs, self.samples)
-            source = verify.compare(before.outputs, self.origin.outputs, self.samples)
+            previous = compare(before.outputs, before.outputs, self.samples)
+            source = compare(before.outputs, self.origin.outputs, self.samples)
             return _Attempt(before, previous, source)
         if graph.signature(model) != graph.signature(self.source.model):
             return _Attempt(broken="the model's inputs or outputs are not what they were")
@@ -230,11 +233,11 @@ class _Run:
         except ModelError as error:
             return _Attempt(broken=str(error))
         self.verifying += time.perf_counter() - start
-        rtol = verify.rtol_of(step.tolerance)
-        previous = verify.compare(outputs, before.outputs, self.samples, rtol)
-        source = verify.compare(outputs, self.origin.outputs, self.samples, rtol)
+        rtol = rtol_of(step.tolerance)
+        previous = compare(outputs, before.outputs, self.samples, rtol)
+        source = compare(outputs, self.origin.outputs, self.samples, rtol)
         bounded = [site for site in result.applied if site.bound is not None]
-        sites = verify.site_errors(before.model, model, bounded, self.single, self.settings)
+        sites = site_errors(before.model, model, bounded, self.single, self.settings)
         return _Attempt(self._state(model, outputs), previous, source, sites, contracts.broken(step, previous, sites))
 
     def _record(self, index: int, step: Pass, result: PassResult, attempt: _Attempt, verdict: Verdict) -> StepRecord:
@@ -269,8 +272,8 @@ class _Run:
         if not failed:
             if request.measure or gates_of.measured_seconds is not None:
                 race = runtime.race(self.state.model, self.source.model, self.single, request.threads or 1)
-            rtol = verify.rtol_of(gates_of.tolerance)
-            final = verify.compare(self.state.outputs, self.origin.outputs, self.samples, rtol)
+            rtol = rtol_of(gates_of.tolerance)
+            final = compare(self.state.outputs, self.origin.outputs, self.samples, rtol)
             metrics = (self.source_metrics, self._measure(self.state.outputs))
             costs = (self.origin.cost.report, self.state.cost.report)
             gates = tuple(contracts.gate_records(gates_of, *costs, final, metrics, race))
@@ -295,7 +298,7 @@ class _Run:
 
         def approve(path: Path) -> None:
             written = runtime.run_file(path, first.feeds, self.settings)
-            if violations := verify.compare([written], [recorded], first.samples).exact_violations():
+            if violations := compare([written], [recorded], first.samples).exact_violations():
                 name, found = next(iter(violations.items()))
                 raise ContractError(f"the file written does not reproduce output `{name}`: {found[0]}", str(path))
 
@@ -383,10 +386,10 @@ def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]
             "gates.metric needs labels", spec.name, "Give `data.verification` a source with `labels: <key>`."
         )
     if spec.gates.metric:
-        return {name: verify.find_metric(name, spec.base) for name in spec.gates.metric}
+        return {name: find_metric(name, spec.base) for name in spec.gates.metric}
     values = next(iter(outputs)).values() if data.has_labels else ()
     scores = (value for value in values if isinstance(value, np.ndarray) and value.ndim == 2)
-    return {"top1": verify.top1} if any(verify.class_axis(value) is not None for value in scores) else {}
+    return {"top1": top1} if any(class_axis(value) is not None for value in scores) else {}
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ccompile.core import Array, Choice, Site, Skip
 from ccompile.passes.split_svd import SplitSvd
 from ccompile.runtime import Settings
-from ccompile.verify import site_errors
+from ccompile.sites import site_errors
 
 SPECTRUM = np.array([8.0, 4.0, 2.0, 1.0, 0.5, 0.25])
 SITE = Site(("fc",))
