@@ -17,8 +17,9 @@ from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails
 
 from ccompile import marks, registry
-from ccompile.core import Declaration, Pass, Tolerance
+from ccompile.core import Pass, Tolerance
 from ccompile.data import DataSpec
+from ccompile.declaration import Declaration
 from ccompile.errors import CcompileError, Problem, SpecError, nearest
 from ccompile.marks import Document, dotted
 from ccompile.target import Target, load_target, target_names

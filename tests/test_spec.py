@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccompile import registry, spec
-from ccompile.core import Pass, Selector, Tolerance
+from ccompile.core import Pass, Tolerance
 from ccompile.errors import CcompileError, SpecError
 from ccompile.passes.fold_batchnorm import FoldBatchnorm
 from ccompile.passes.split_svd import SplitSvd
 from ccompile.passes.tidy_graph import TidyGraph
+from ccompile.selectors import Selector
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "01_digits" / "spec.yaml"
 HEAD = "version: 1\npasses: [tidy-graph]\n"
@@ -418,24 +419,6 @@ def test_mistakes_of_sets_and_of_the_file_are_reported_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "meant"),
-    [
-        ("groups > 1", True),
-        ("groups == 1", False),
-        ("1 < groups <= 4 < kernel", True),
-        ("1 < groups < 4", False),
-        ("groups > 8 or kernel >= 5", True),
-        ("groups > 1 and not kernel == 5", False),
-        ("not (groups > 8 or params != 100)", True),
-        ("stride > 0", False),  # the node has no such fact
-    ],
-)
-def test_where_compares_facts(where: str, meant: bool) -> None:
-    facts: dict[str, float | str] = {"name": "/a", "op": "Conv", "groups": 4.0, "kernel": 5.0, "params": 100.0}
-    assert Selector(where=where).matches(facts) is meant
-
-
-@pytest.mark.parametrize(
     "where",
     [
         "group > 1",
@@ -461,13 +444,6 @@ def test_where_compares_facts(where: str, meant: bool) -> None:
 def test_where_that_is_no_comparison_of_facts_is_refused(where: str) -> None:
     text = yaml.safe_dump({"version": 1, "passes": [{"tidy-graph": {"skip": [{"op": "Conv", "where": where}]}}]})
     assert "passes[0].tidy-graph.skip[0].where" in only_error(text)
-
-
-@pytest.mark.parametrize(
-    ("name", "op", "meant"), [("/a*", "Conv", True), ("/b*", "Conv", False), ("/a*", "Gemm", False)]
-)
-def test_selector_needs_all_that_it_names(name: str, op: str, meant: bool) -> None:
-    assert Selector(name=name, op=op).matches({"name": "/a/conv", "op": "Conv"}) is meant
 
 
 def test_selectors_are_globs_or_mappings() -> None:
