@@ -11,10 +11,8 @@ Source: Protocol Buffers encoding; onnx.proto (ModelProto.graph 7, GraphProto.in
 from __future__ import annotations
 
 import contextlib
-import glob
 import math
 import os
-import platform
 import re
 import sys
 from pathlib import Path
@@ -25,7 +23,8 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 
-from ccompile.errors import CcompileError, ModelError
+from ccompile.disk import remove_stale, removed_on_failure, scratch_of, write_whole, writing
+from ccompile.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -314,11 +313,11 @@ def write(
     """
     remove_stale(path)
     if proto.ByteSize() + sum(tensor.nbytes for tensor in weights.values()) <= limit:
-        _whole(path, lambda out: _write_inline(proto, weights, out), approve)
+        write_whole(path, lambda out: _write_inline(proto, weights, out), approve)
         _remove_data(path, None)
         return None
-    scratch = _scratch(path.with_name(path.name + ".data"))
-    with _disk(path), _removed_on_failure(scratch):
+    scratch = scratch_of(path.with_name(path.name + ".data"))
+    with writing(path), removed_on_failure(scratch):
         digest = _write_weights(proto, weights, scratch)
         data = path.with_name(f"{path.name}.{digest[:12]}.data")
         for tensor in proto.graph.initializer:
@@ -327,8 +326,8 @@ def write(
                     entry.value = data.name
         new = not data.exists()
         scratch.replace(data)
-    with _removed_on_failure(data) if new else contextlib.nullcontext():
-        _whole(path, lambda out: out.write(proto.SerializeToString(deterministic=True)), approve)
+    with removed_on_failure(data) if new else contextlib.nullcontext():
+        write_whole(path, lambda out: out.write(proto.SerializeToString(deterministic=True)), approve)
     _remove_data(path, data)
     return data
 
@@ -395,75 +394,3 @@ def _write_weights(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtoc
         out.flush()
         os.fsync(out.fileno())
     return digest.hexdigest()
-
-
-def probe(path: Path) -> None:
-    """Raise CcompileError when a file cannot be put at `path`: not a regular file, or the folder is not writable."""
-    _refuse_special(path)
-    scratch = _scratch(path)
-    with _disk(path), _removed_on_failure(scratch):
-        scratch.open("wb").close()
-        scratch.unlink()
-
-
-def _refuse_special(path: Path) -> None:
-    """Refuse to replace a device, a pipe or a folder by a file (`-o /dev/null` as root would)."""
-    if path.exists() and not path.is_file():
-        raise CcompileError("it is there already and is no regular file", str(path), "Name another file.")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; raises CcompileError when the disk refuses."""
-    _whole(path, lambda out: out.write(text.encode()))
-
-
-def _scratch(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.ccompile-tmp")
-
-
-def _machine() -> str:
-    """Return the machine's or container's name: process numbers mean nothing on another one."""
-    return platform.node().replace(".", "_").replace("-", "_")
-
-
-def remove_stale(path: Path) -> None:
-    """Remove what killed runs left beside `path`; files of live processes stay."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}*.ccompile-tmp"):
-        machine, _, pid = left.name.split(".")[-2].rpartition("-")
-        alive = not Path("/proc").exists() or Path(f"/proc/{pid}").exists()
-        if machine == _machine() and pid.isdigit() and not alive:
-            left.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CcompileError(
-            f"cannot write: {error.strerror}", str(path), "Nothing was changed. Is there space, and permission?"
-        ) from error
-
-
-def _whole(
-    path: Path, fill: Callable[[IO[bytes]], object], approve: Callable[[Path], None] = lambda path: None
-) -> None:
-    """Fill a scratch file beside `path`, flush it to the disk, and rename it over `path`."""
-    _refuse_special(path)
-    scratch = _scratch(path)
-    with _disk(path), _removed_on_failure(scratch):
-        with scratch.open("wb") as out:
-            fill(out)
-            out.flush()
-            os.fsync(out.fileno())
-        approve(scratch)
-        scratch.replace(path)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import __version__, contracts, cost, files, graph, runtime
+from ccompile import __version__, contracts, cost, disk, graph, runtime
 from ccompile import target as targets
 from ccompile.analysis.shapes import ValueType, infer
 from ccompile.comparison import class_axis, compare, rtol_of
@@ -284,7 +284,7 @@ class _Run:
         if race is not None:
             timing["measured"] = vars(race)
         evidence = self._evidence(failed, final, gates, output, timing)
-        files.write_text(request.evidence_path, evidence.text())
+        disk.write_text(request.evidence_path, evidence.text())
         return evidence
 
     def _write(self) -> FileRecord:
