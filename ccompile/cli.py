@@ -139,7 +139,7 @@ def passes_command(name: str | None, as_json: bool) -> int:
             known: {
                 "contract": kind.kind,
                 "after": kind.after,
-                "doc": report.doc_of(kind),
+                "doc": registry.doc_of(kind),
                 "options": kind.model_json_schema(),
             }
             for known, kind in kinds.items()
@@ -148,7 +148,7 @@ def passes_command(name: str | None, as_json: bool) -> int:
     elif name is not None:
         _echo(report.pass_page(kinds[name]))
     else:
-        rows = [(known, kind.kind, report.doc_of(kind).splitlines()[0]) for known, kind in kinds.items()]
+        rows = [(known, kind.kind, registry.doc_of(kind).splitlines()[0]) for known, kind in kinds.items()]
         _show(report.table(["pass", "contract", "what it does"], rows, left=3))
     return OK
 

@@ -15,7 +15,8 @@ ROOT = Path(ccompile.__file__).parent
 LAYERS = [
     ["ccompile", "ccompile.errors", "ccompile.specs"],
     ["ccompile.disk", "ccompile.marks", "ccompile.declaration", "ccompile.numerics", "ccompile.numerics.*"],
-    ["ccompile.selectors"],
+    ["ccompile.selectors", "ccompile.validation"],
+    ["ccompile.overrides"],
     ["ccompile.core"],
     ["ccompile.files"],
     ["ccompile.graph"],
