@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ccompile.core import Comparison, CostReport, Tolerance
+from ccompile import __version__
+from ccompile.core import Comparison, CostReport, Site, Tolerance
+from ccompile.data import DataSet
 from ccompile.errors import DataError
+from ccompile.sites import SiteError
 
 SCHEMA = 1
 Verdict = Literal["kept", "reverted", "failed"]
@@ -66,6 +71,17 @@ class SiteRecord(Record):
     bound: float | None = None
     measured: float | None = None
     relative_error: float | None = None
+
+    @classmethod
+    def of(cls, site: Site, error: SiteError | None) -> SiteRecord:
+        """Return the record of a site and of what was measured there, if anything was."""
+        return cls(
+            nodes=site.nodes,
+            note=site.note,
+            bound=site.bound,
+            measured=None if error is None else error.gain,
+            relative_error=None if error is None else error.relative,
+        )
 
 
 class SkipRecord(Record):
@@ -132,6 +148,11 @@ class DataRecord(Record):
     samples: int
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, data: DataSet) -> DataRecord:
+        """Return the record of a data set."""
+        return cls(source=data.source, digest=data.digest, samples=data.samples, notes=data.notes)
+
 
 class FileRecord(Record):
     """A file by content."""
@@ -189,3 +210,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    packages = ("numpy", "scipy", "onnx", "onnx-ir", "onnxruntime")
+    found = {name: installed_version(name) for name in packages}
+    return {"ccompile": __version__, "python": platform.python_version(), **found}

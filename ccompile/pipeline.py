@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +32,7 @@ from ccompile.evidence import (
     SkipRecord,
     StepRecord,
     Verdict,
+    versions,
 )
 from ccompile.metrics import Metric, find_metric, measure, top1
 from ccompile.recording import Recording
@@ -252,7 +251,7 @@ class _Run:
             tolerance=step.tolerance,
             verdict=verdict,
             reason=attempt.broken,
-            applied=tuple(_site_record(site, measured.get(site)) for site in result.applied),
+            applied=tuple(SiteRecord.of(site, measured.get(site)) for site in result.applied),
             skipped=tuple(SkipRecord(node=skip.node, reason=skip.reason) for skip in result.skipped),
             against_previous=None if attempt.previous is None else ComparisonRecord.of(attempt.previous),
             against_source=None if attempt.source is None else ComparisonRecord.of(attempt.source),
@@ -325,8 +324,6 @@ class _Run:
         request = self.request
         name = Path(request.spec.name)
         size = name.stat().st_size if name.exists() else 0
-        verification = _data_record(self.data.verification)
-        assert verification is not None
         return Evidence(
             verdict="failed" if failed else "ok",
             reason="\n".join(failed),
@@ -337,8 +334,8 @@ class _Run:
             seed=request.seed,
             versions=versions(),
             notes=tuple(self.notes),
-            calibration=_data_record(self.data.calibration),
-            verification=verification,
+            calibration=None if (given := self.data.calibration) is None else DataRecord.of(given),
+            verification=DataRecord.of(self.data.verification),
             source_cost=CostRecord.of(self.origin.cost.report),
             source_metrics=self.source_metrics,
             steps=tuple(self.steps),
@@ -363,22 +360,6 @@ def _compress(step: Compression, view: View) -> PassResult:
     return PassResult(tuple(applied), tuple(skipped))
 
 
-def _site_record(site: Site, error: SiteError | None) -> SiteRecord:
-    return SiteRecord(
-        nodes=site.nodes,
-        note=site.note,
-        bound=site.bound,
-        measured=None if error is None else error.gain,
-        relative_error=None if error is None else error.relative,
-    )
-
-
-def _data_record(data: DataSet | None) -> DataRecord | None:
-    if data is None:
-        return None
-    return DataRecord(source=data.source, digest=data.digest, samples=data.samples, notes=tuple(data.notes))
-
-
 def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]:
     """Return the metrics that the gates name; with labels and none named, top1 where an output has scores."""
     if spec.gates.metric and not data.has_labels:
@@ -390,10 +371,3 @@ def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]
     values = next(iter(outputs)).values() if data.has_labels else ()
     scores = (value for value in values if isinstance(value, np.ndarray) and value.ndim == 2)
     return {"top1": top1} if any(class_axis(value) is not None for value in scores) else {}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that results depend on."""
-    packages = ("numpy", "scipy", "onnx", "onnx-ir", "onnxruntime")
-    found = {name: installed_version(name) for name in packages}
-    return {"ccompile": __version__, "python": platform.python_version(), **found}
