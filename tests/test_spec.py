@@ -228,6 +228,36 @@ def test_text_that_is_no_spec_is_refused_with_a_remedy(text: str, said: str) -> 
     assert said in "\n".join(errors(text))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version: 1\npasses:\n  - a\n - b\n",
+        "version: 1\n- a\n",
+        "version: 1\npasses: [a]\n  gates: {}\n",
+        "passes:\n  - a\n  gates: {}\n",
+        "gates:\n  atol: 1\n rtol: 2\n",
+        "  version: 1\npasses: [a]\n",
+    ],
+)
+def test_line_that_does_not_fit_the_indentation_is_called_so(text: str) -> None:
+    found = only_error(text)
+    assert f"s:{len(text.splitlines())}:" in found
+    assert "not YAML: this line does not fit the indentation above it" in found
+    assert "Is this line indented as far" in found
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "said"),
+    [
+        ('target: "x" y', "s:3:13", "the value ends before this"),
+        ("passes: [a]]", "s:3:12", "this `]` belongs to no bracket or brace"),
+        ("gates: {}, {}", "s:3:10", "this `,` belongs to no bracket or brace"),
+    ],
+)
+def test_what_follows_a_whole_value_is_refused(line: str, place: str, said: str) -> None:
+    assert only_error(HEAD + line + "\n").startswith(f"{place}: not YAML: {said}")
+
+
 def test_duplicate_key_is_refused_and_the_first_line_named() -> None:
     found = only_error(HEAD + "gates: {argmax: 1}\ngates: {argmax: 0}\n")
     assert found.startswith("s:4:1: gates: given twice, first in line 3")
