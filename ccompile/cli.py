@@ -258,17 +258,10 @@ def check(
 
 
 def _tolerance(limits: dict[str, float]) -> Tolerance | None:
-    from pydantic import ValidationError
-
     from ccompile.core import Tolerance
+    from ccompile.validation import from_options
 
-    if not limits:
-        return None
-    try:
-        return Tolerance(**limits)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SpecError(str(first["msg"]), f"--{str(first['loc'][0]).replace('_', '-')}") from error
+    return from_options(Tolerance, limits) if limits else None
 
 
 def _compare(

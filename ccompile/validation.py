@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ccompile import marks
-from ccompile.errors import Problem, nearest
+from ccompile.errors import Problem, SpecError, nearest
 from ccompile.marks import Document
 
 T = TypeVar("T", bound=BaseModel)
@@ -39,6 +39,18 @@ def validated(
         return None
 
 
+def from_options(kind: type[T], given: Mapping[str, object]) -> T:
+    """Return a `kind` made from command line options. Raises SpecError that names each wrong option."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        problems = []
+        for detail in error.errors(include_url=False):
+            option = f"--{'.'.join(map(str, detail['loc'])).replace('_', '-')}"
+            problems.append(Problem(_said(detail), option, _described(kind, detail["loc"])))
+        raise SpecError.of(problems) from error
+
+
 def _problem(kind: type[BaseModel], document: Document, base: marks.Path, detail: ErrorDetails) -> Problem:
     path = _real_path(document.data, (*base, *detail["loc"]))
     if detail["type"] == "extra_forbidden":
@@ -46,20 +58,19 @@ def _problem(kind: type[BaseModel], document: Document, base: marks.Path, detail
         named = next((f"`{part}`" for part in reversed(owner) if isinstance(part, str)), "a spec")
         message = f"{named} has no {'option' if base else 'key'} `{shortened(path[-1])}`"
         return document.problem(path, message, nearest(str(path[-1]), known), at_key=True)
+    return document.problem(path, _said(detail), _described(kind, detail["loc"]))
+
+
+def _said(detail: ErrorDetails) -> str:
+    """Return what is wrong with a field, in a spec's words."""
     if detail["type"] == "missing":
-        return document.problem(path, f"`{detail['loc'][-1]}` is missing", _described(kind, detail["loc"]))
+        return f"`{detail['loc'][-1]}` is missing"
     if detail["type"] == "value_error":
-        message = detail["msg"].removeprefix("Value error, ")
-    else:
-        said = detail["msg"].partition(", unable to parse")[0].removeprefix("Input ")
-        said = (
-            re.sub(r" or instance of \w+| after validation, not \d+", "", said)
-            .replace("dictionary", "mapping")
-            .replace("Tuple", "List")
-            .replace("tuple", "list")
-        )
-        message = f"{said[0].lower()}{said[1:]}, got {shown(detail.get('input'))}"
-    return document.problem(path, message, _described(kind, detail["loc"]))
+        return detail["msg"].removeprefix("Value error, ")
+    said = detail["msg"].partition(", unable to parse")[0].removeprefix("Input ")
+    said = re.sub(r" or instance of \w+| after validation, not \d+", "", said)
+    said = said.replace("dictionary", "mapping").replace("Tuple", "List").replace("tuple", "list")
+    return f"{said[0].lower()}{said[1:]}, got {shown(detail.get('input'))}"
 
 
 def shown(given: object) -> str:
