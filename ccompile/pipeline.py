@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ccompile.comparison import class_axis, compare, rtol_of
 from ccompile.core import Comparison, Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
-from ccompile.errors import ContractError, ModelError, PassError, SpecError
+from ccompile.errors import ContractError, DataError, ModelError, PassError, Problem, SpecError
 from ccompile.evidence import (
     ComparisonRecord,
     CostRecord,
@@ -120,6 +121,9 @@ class _Run:
         self.shapes = {name: value.shape for name, value in self.single.items() if isinstance(value, np.ndarray)}
         self.metrics = _metrics(request.spec, self.data.verification, outputs)
         self.source_metrics = self._measure(outputs)
+        if undefined := [name for name, value in self.source_metrics.items() if math.isnan(value)]:
+            hint = "No gate can hold against it: look at the labels, and at what the metric divides by."
+            raise DataError.of(Problem(f"metric `{name}` is NaN on the source model", "", hint) for name in undefined)
         self.origin = self.state = self._state(self.source.model, outputs)
         self._note(self.origin.cost.notes)
 

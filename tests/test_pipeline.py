@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ccompile import graph, registry, runtime, spec
 from ccompile.core import Kind, PassResult, Rewrite, Site, View
-from ccompile.errors import CcompileError, ContractError, ModelError, PassError, SpecError
+from ccompile.errors import CcompileError, ContractError, DataError, ModelError, PassError, SpecError
 from ccompile.evidence import Evidence
 from ccompile.pipeline import compile_model
 from ccompile.request import Request
@@ -351,13 +351,25 @@ def test_a_metric_gate_without_labels_is_refused(tmp_path: Path) -> None:
     assert written(tmp_path) == set()
 
 
-def test_a_metric_that_is_nan_breaks_its_gate_and_the_evidence_stays_readable(tmp_path: Path) -> None:
+def test_a_metric_that_is_nan_on_the_result_breaks_its_gate_and_the_evidence_stays_readable(tmp_path: Path) -> None:
     model = builders.mlp(0)
-    (tmp_path / "task.py").write_text("def f(outputs, labels):\n    return float('nan')\n")
+    lines = ["seen = []", "def f(outputs, labels):", "    seen.append(0)", "    return float('nan') if seen[1:] else 1"]
+    (tmp_path / "task.py").write_text("\n".join(lines))
     gates = {"metric": {"task:f": {"drop": 1}}}
     evidence = run(tmp_path, model, ["fold-batchnorm"], labelled(tmp_path, model), gates=gates)
     assert evidence.verdict == "failed"
-    assert Evidence.read(tmp_path / "out.onnx.evidence.json").source_metrics == {"task:f": None}
+    assert not (tmp_path / "out.onnx").exists()
+    assert Evidence.read(tmp_path / "out.onnx.evidence.json").steps[0].metrics == {"task:f": None}
+
+
+def test_a_metric_that_is_nan_on_the_source_is_refused(tmp_path: Path) -> None:
+    model = builders.mlp(0)
+    (tmp_path / "task.py").write_text("def f(outputs, labels):\n    return float('nan')\n")
+    gates = {"metric": {"task:f": {"min": 0}, "top1": {"min": 0}}}
+    with pytest.raises(DataError, match="metric `task:f` is NaN on the source model") as caught:
+        run(tmp_path, model, ["fold-batchnorm"], labelled(tmp_path, model), gates=gates)
+    assert len(caught.value.problems) == 1
+    assert not any(path.name.startswith("out.onnx") for path in tmp_path.iterdir())
 
 
 def test_the_measured_gate_runs_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
