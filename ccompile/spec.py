@@ -187,8 +187,9 @@ def _order(document: Document, passes: Sequence[Pass]) -> Iterator[Problem]:
     for index, step in enumerate(passes):
         for earlier in step.after:
             if earlier in names[index + 1 :] and earlier not in names[:index]:
-                path = ("passes", index)
-                yield document.problem(path, f"`{names[index]}` must come after `{earlier}`", "Swap the two steps.")
+                hint = f"Move `{earlier}` (step {names.index(earlier, index) + 1}) before it."
+                message = f"`{names[index]}` must come after `{earlier}`"
+                yield document.problem(("passes", index), message, hint)
 
 
 def _promises(document: Document, passes: Sequence[Pass], gates: Any) -> Iterator[Problem]:

@@ -360,8 +360,10 @@ def test_metric_gate_without_a_limit_is_refused() -> None:
 
 
 def test_wrong_order_is_refused() -> None:
-    found = only_error("version: 1\npasses:\n- split-svd: {rank: 1}\n- fold-batchnorm\ngates: {argmax: 1}\n")
+    steps = "- split-svd: {rank: 1}\n- tidy-graph\n- fold-batchnorm\n"
+    found = only_error(f"version: 1\npasses:\n{steps}gates: {{argmax: 1}}\n")
     assert found.startswith("s:3:3: passes[0]: `split-svd` must come after `fold-batchnorm`")
+    assert found.endswith("Move `fold-batchnorm` (step 3) before it.")
 
 
 def test_pass_may_come_twice_when_one_is_in_order() -> None:
