@@ -73,11 +73,12 @@ class SiteRecord(Record):
     relative_error: float | None = None
 
     @classmethod
-    def of(cls, site: Site, error: SiteError | None) -> SiteRecord:
-        """Return the record of a site and of what was measured there, if anything was."""
+    def of(cls, site: Site, error: SiteError | None, unmeasured: str) -> SiteRecord:
+        """Return the record of a site, with what was measured there, or why its bound was not."""
+        notes = (site.note, f"bound not measured: {unmeasured}" if unmeasured else "")
         return cls(
             nodes=site.nodes,
-            note=site.note,
+            note="; ".join(note for note in notes if note),
             bound=site.bound,
             measured=None if error is None else error.gain,
             relative_error=None if error is None else error.relative,

@@ -6,7 +6,7 @@ import collections
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,6 +91,7 @@ class _Attempt:
     previous: Comparison | None = None
     source: Comparison | None = None
     sites: Sequence[SiteError] = ()
+    unmeasured: Mapping[Site, str] = field(default_factory=dict)
     broken: str = ""
 
 
@@ -171,6 +172,11 @@ class _Run:
         self._check_selectors(index, step, model)
         result = self._act(index, step, model)
         attempt = self._attempt(step, model, result)
+        if unmeasured := attempt.unmeasured:
+            site, reason = next(iter(unmeasured.items()))
+            share = f"{len(unmeasured)} of {len(unmeasured) + len(attempt.sites)} sites"
+            where = f"step {index + 1} {step.pass_name()}: bound not measured at {share}"
+            self._note([f"{where}, first {', '.join(site.nodes)}: {reason}"])
         verdict: Verdict = "kept"
         if attempt.broken:
             verdict = "reverted" if step.on_violation == "revert" else "failed"
@@ -240,11 +246,13 @@ class _Run:
         previous = compare(outputs, before.outputs, self.samples, rtol)
         source = compare(outputs, self.origin.outputs, self.samples, rtol)
         bounded = [site for site in result.applied if site.bound is not None]
-        sites = site_errors(before.model, model, bounded, self.single, self.settings)
-        return _Attempt(self._state(model, outputs), previous, source, sites, contracts.broken(step, previous, sites))
+        sites, unmeasured = site_errors(before.model, model, bounded, self.single, self.settings)
+        broken = contracts.broken(step, previous, sites)
+        return _Attempt(self._state(model, outputs), previous, source, sites, unmeasured, broken)
 
     def _record(self, index: int, step: Pass, result: PassResult, attempt: _Attempt, verdict: Verdict) -> StepRecord:
-        measured = {error.site: error for error in attempt.sites}
+        errors = {error.site: error for error in attempt.sites}
+        sites = [SiteRecord.of(s, errors.get(s), attempt.unmeasured.get(s, "")) for s in result.applied]
         state = attempt.state
         nodes = list((state or self.state).model.graph)
         return StepRecord(
@@ -255,7 +263,7 @@ class _Run:
             tolerance=step.tolerance,
             verdict=verdict,
             reason=attempt.broken,
-            applied=tuple(SiteRecord.of(site, measured.get(site)) for site in result.applied),
+            applied=tuple(sites),
             skipped=tuple(SkipRecord(node=skip.node, reason=skip.reason) for skip in result.skipped),
             against_previous=None if attempt.previous is None else ComparisonRecord.of(attempt.previous),
             against_source=None if attempt.source is None else ComparisonRecord.of(attempt.source),

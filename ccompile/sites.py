@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,31 +37,49 @@ class SiteError:
 
 def site_errors(
     before: ir.Model, after: ir.Model, sites: Sequence[Site], feeds: Feeds, settings: Settings
-) -> list[SiteError]:
+) -> tuple[list[SiteError], dict[Site, str]]:
     """Measure each site alone: the previous graph's input through the new nodes, against the previous graph's output.
 
-    Sites without input, output and nodes are left out, those whose new nodes read other variable values, and those
-    whose input the previous graph did not have.
+    Returns the errors of the sites that could be measured, and why the others could not.
     """
     known = {str(node.name): node for node in after.graph}
     values = _values_of(before)
+    missing = {site: reason for site in sites if (reason := _unnamed(site, values))}
     found = []
-    for group in _groups([site for site in sites if {site.input, site.output} <= values], before, feeds, settings):
+    for group in _groups([site for site in sites if site not in missing], before, feeds, settings):
         names = sorted({name for site in group for name in (site.input, site.output)})
         inner = [name for name in names if name not in feeds]
         seen = runtime.Session(before, settings, inner).run(feeds, inner) | dict(feeds)
         for site in group:
             small = _extract(after, site, known, ir.DataType.from_numpy(np.asarray(seen[site.input]).dtype))
-            if small is None:
+            if isinstance(small, str):
+                missing[site] = small
                 continue
             y = runtime.Session(small, settings).run({site.input: seen[site.input]})[site.output]
-            x, reference = (np.asarray(seen[name], np.float64) for name in (site.input, site.output))
-            error = float(np.linalg.norm(np.asarray(y, np.float64) - reference))
-            norms = [float(np.linalg.norm(v)) for v in (x, reference)]
-            gain, relative = (error / norm if norm else (math.inf if error else 0.0) for norm in norms)
-            rounding = EXACT_RELATIVE_L2.get(str(seen[site.output].dtype), EXACT_RELATIVE_L2["float32"])
-            found.append(SiteError(site, gain, relative, rounding))
-    return found
+            found.append(_site_error(site, seen[site.input], y, seen[site.output]))
+    measured = {error.site for error in found}
+    opaque = {site: "numpy lacks the type of its input or output" for site in sites if site not in measured}
+    return found, opaque | missing
+
+
+def _unnamed(site: Site, values: set[str]) -> str:
+    """Return what keeps a site from being observed in a graph with these values, or nothing."""
+    for name, what in ((site.input, "input"), (site.output, "output")):
+        if not name:
+            return f"the site names no {what}"
+        if name not in values:
+            return f"the graph before the step has no value `{name}`"
+    return ""
+
+
+def _site_error(site: Site, x: Any, y: Any, reference: Any) -> SiteError:
+    """Return the error of a site whose new nodes make `y` of `x` where the old ones made `reference`."""
+    rounding = EXACT_RELATIVE_L2.get(str(reference.dtype), EXACT_RELATIVE_L2["float32"])
+    x, y, reference = (np.asarray(value, np.float64) for value in (x, y, reference))
+    error = float(np.linalg.norm(y - reference))
+    norms = [float(np.linalg.norm(value)) for value in (x, reference)]
+    gain, relative = (error / norm if norm else (math.inf if error else 0.0) for norm in norms)
+    return SiteError(site, gain, relative, rounding)
 
 
 def _values_of(model: ir.Model) -> set[str]:
@@ -69,14 +88,14 @@ def _values_of(model: ir.Model) -> set[str]:
     return names | {str(output.name) for node in model.graph for output in node.outputs if output.name}
 
 
-def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node], dtype: ir.DataType) -> ir.Model | None:
-    """Return the site's nodes as a model from site.input to site.output, or None when they read anything else.
+def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node], dtype: ir.DataType) -> ir.Model | str:
+    """Return the site's nodes as a model from site.input to site.output, or why they do not make one.
 
     dtype: site.input's, which the graph itself may not declare.
     """
     nodes = [node for name, node in known.items() if name in site.nodes]
     if any(node.op_identifier() in model.functions or any(True for _ in graph.subgraphs(node)) for node in nodes):
-        return None
+        return "its nodes call a function or hold a subgraph"
     inside = {output for node in nodes for output in node.outputs}
     constants: dict[str, ir.TensorProtocol] = {}
     for value in (operand for node in nodes for operand in node.inputs if operand is not None):
@@ -84,10 +103,10 @@ def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node], dtype: i
             continue
         tensor = graph.stored(value)
         if tensor is None:
-            return None
+            return f"its nodes read `{value.name}` as well"
         constants[str(value.name)] = tensor
     if not any(value.name == site.output for value in inside):
-        return None
+        return f"its nodes do not make `{site.output}`"
     proto = onnx.helper.make_model(
         onnx.helper.make_graph(
             [ir.to_proto(node) for node in nodes],

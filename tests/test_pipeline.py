@@ -187,6 +187,19 @@ def test_a_bounded_pass_is_held_to_its_own_bound(
     assert evidence.steps[0].applied[0].measured == pytest.approx(0.5 * math.sqrt(16) / 5, rel=0.9)
 
 
+def test_a_bound_that_could_not_be_measured_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def edit(view: View) -> PassResult:
+        seen = Site(("fc1",), input="x", output="fc1_out", bound=1)
+        return PassResult((seen, Site(("fc2",), "halved", input="gone", output="fc2_out", bound=1)))
+
+    plant(monkeypatch, edit, "bounded")
+    evidence = run(tmp_path, builders.mlp(0), ["planted"])
+    assert evidence.verdict == "ok"
+    reason = "the graph before the step has no value `gone`"
+    assert [site.note for site in evidence.steps[0].applied] == ["", f"halved; bound not measured: {reason}"]
+    assert f"step 1 planted: bound not measured at 1 of 2 sites, first fc2: {reason}" in evidence.notes
+
+
 # ---------------------------------------------------------------------------------------------- broken graphs
 
 

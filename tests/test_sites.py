@@ -119,7 +119,7 @@ def gemm_site(amount: float, bound: float) -> SiteError:
     """fc1 of two layers, its bias shifted: |dy| = amount * sqrt(elements)."""
     model = chain(2)
     site = Site(("fc1",), input="act0_out", output="fc1_out", bound=bound)
-    (found,) = site_errors(model, shifted(model, 1, amount), [site], FEEDS[0], ONE)
+    (found,), _ = site_errors(model, shifted(model, 1, amount), [site], FEEDS[0], ONE)
     return found
 
 
@@ -135,7 +135,7 @@ def test_a_site_is_measured_on_the_previous_input() -> None:
     model = chain(2)
     both = shifted(shifted(model, 0, 3.0), 1, 0.5)
     site = Site(("fc1",), input="act0_out", output="fc1_out", bound=1)
-    (found,) = site_errors(model, both, [site], FEEDS[0], ONE)
+    (found,), _ = site_errors(model, both, [site], FEEDS[0], ONE)
     assert found.gain == pytest.approx(gemm_site(0.5, 1).gain, rel=1e-6)
 
 
@@ -170,7 +170,7 @@ def test_a_low_rank_layer_in_two_factors_holds_its_bound_at_any_scale(scale: flo
 
     feeds = {"x": rng.standard_normal((4, 32)).astype(np.float32)}
     site = Site(("m1", "m2"), input="x", output="m2_out", bound=0.0)
-    (found,) = site_errors(product(A @ B), product(A, B), [site], feeds, ONE)
+    (found,), _ = site_errors(product(A @ B), product(A, B), [site], feeds, ONE)
     assert found.gain > 0
     assert found.holds
 
@@ -179,32 +179,43 @@ def test_something_out_of_nothing_is_infinitely_far() -> None:
     model = chain(2)
     site = Site(("fc0",), input="x", output="fc0_out", bound=5.0)
     silent = {"x": np.zeros((4, 6), np.float32)}
-    (found,) = site_errors(model, shifted(model, 0, 0.5), [site], silent, ONE)
+    (found,), _ = site_errors(model, shifted(model, 0, 0.5), [site], silent, ONE)
     assert found.gain == math.inf
     assert not found.holds
 
 
-def test_sites_that_read_other_variables_or_name_no_values_are_left_out() -> None:
+def test_sites_that_cannot_be_measured_say_why() -> None:
     net = builders.Net(0)
     x = net.input("x", ["N", 6])
     a, b = net.node("Relu", x, name="a"), net.node("Neg", x, name="b")
     model = net.model(net.node("Add", a, b, name="sum"))
     measured = [Site(("b",), input="x", output="b_out")]
-    left_out = [
-        Site(("sum",), input="a_out", output="sum_out"),
-        Site(("a",), output="a_out"),
-        Site(("a",), input="x"),
-        Site(("a",), input="elsewhere", output="a_out"),
-        Site(("gone",), input="x", output="a_out"),
-    ]
-    found = site_errors(model, model, [*left_out, *measured], FEEDS[0], ONE)
+    left_out = {
+        Site(("sum",), input="a_out", output="sum_out"): "its nodes read `b_out` as well",
+        Site(("a",), output="a_out"): "the site names no input",
+        Site(("a",), input="x"): "the site names no output",
+        Site(("a",), input="elsewhere", output="a_out"): "the graph before the step has no value `elsewhere`",
+        Site(("gone",), input="x", output="a_out"): "its nodes do not make `a_out`",
+    }
+    found, missing = site_errors(model, model, [*left_out, *measured], FEEDS[0], ONE)
     assert [error.site for error in found] == measured
+    assert missing == left_out
+
+
+def test_a_site_of_a_type_that_numpy_lacks_says_so() -> None:
+    model = bfloat16_inside()
+    site = Site(("wide",), input="narrow_out", output="wide_out", bound=0.0)
+    assert site_errors(model, model, [site], FEEDS[0], ONE) == (
+        [],
+        {site: "numpy lacks the type of its input or output"},
+    )
 
 
 def test_sites_are_measured_group_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
     model = chain(4)
     sites = [Site((f"act{k}",), input=f"fc{k}_out", output=f"act{k}_out", bound=0.0) for k in range(4)]
     monkeypatch.setattr("ccompile.sites.HELD_BYTES", 1)
-    found = site_errors(model, model, sites, FEEDS[0], ONE)
+    found, missing = site_errors(model, model, sites, FEEDS[0], ONE)
+    assert missing == {}
     assert [error.site for error in found] == sites
     assert all(error.holds for error in found)
