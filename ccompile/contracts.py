@@ -32,6 +32,7 @@ def broken(step: Pass, previous: Comparison, sites: Sequence[SiteError]) -> str:
 
 
 def _violations(step: Pass, previous: Comparison) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    yield "cannot be judged", previous.unjudged
     if step.kind == "exact":
         yield "is more than float reordering away", previous.exact_violations()
     yield "left its tolerance", previous.violations(step.tolerance or ANY)
@@ -50,7 +51,7 @@ def advice(
 
     def breaks(output: OutputComparison) -> bool:
         one = Comparison((output,), previous.samples)
-        return any(violations for _, violations in _violations(step, one))
+        return not one.unjudged and any(violations for _, violations in _violations(step, one))
 
     lines = []
     rtol = rtol_of(step.tolerance)

@@ -109,21 +109,24 @@ class Comparison:
 
     def violations(self, tolerance: Tolerance) -> dict[str, list[str]]:
         """Return, by output, what leaves `tolerance`; comparing nothing at all is a violation."""
-        if not self.outputs:
-            return {"": ["nothing was compared"]}
-        broken = {output.name: output.violations(tolerance) for output in self.outputs}
-        return {name: found for name, found in broken.items() if found}
+        return self._violations(lambda output: tolerance)
 
     def exact_violations(self) -> dict[str, list[str]]:
         """Return, by output, what is more than float reordering."""
+        default = EXACT_RELATIVE_L2["float32"]
+        return self._violations(lambda output: Tolerance(relative_l2=EXACT_RELATIVE_L2.get(output.dtype, default)))
+
+    def _violations(self, limit: Callable[[OutputComparison], Tolerance]) -> dict[str, list[str]]:
         if not self.outputs:
             return {"": ["nothing was compared"]}
-        broken = {}
-        for output in self.outputs:
-            limit = EXACT_RELATIVE_L2.get(output.dtype, EXACT_RELATIVE_L2["float32"])
-            if found := output.violations(Tolerance(relative_l2=limit)):
-                broken[output.name] = found
-        return broken
+        broken = {output.name: output.violations(limit(output)) for output in self.outputs} | self.unjudged
+        return {name: found for name, found in broken.items() if found}
+
+    @property
+    def unjudged(self) -> dict[str, list[str]]:
+        """Return, by output, that it had no element on any sample."""
+        said = f"it is empty on all {self.samples} samples; real verification data may fill it"
+        return {output.name: [said] for output in self.outputs if not output.elements and not output.problem}
 
     @property
     def needed(self) -> Tolerance | None:

@@ -286,6 +286,15 @@ def test_an_output_without_elements_fails() -> None:
     assert compared(empty, empty).violations(ANYTHING) == ["nothing was compared"]
 
 
+def test_an_output_that_is_empty_on_every_sample_is_told_so() -> None:
+    empty, some = np.zeros((0, 3), np.float32), f32([1, 2, 3])
+    batches = [{"boxes": empty, "y": some}] * 2
+    said = "it is empty on all 8 samples; real verification data may fill it"
+    found = compare(batches, batches, 8)
+    assert found.violations(ANYTHING) == found.exact_violations() == {"boxes": [said]}
+    assert compare([{"y": empty}, {"y": some}], [{"y": empty}, {"y": some}], 2).exact_violations() == {}
+
+
 def test_comparing_nothing_fails() -> None:
     nothing = compare([], [], 0)
     assert nothing.violations(ANYTHING) == nothing.exact_violations() == {"": ["nothing was compared"]}

@@ -121,6 +121,21 @@ def test_a_held_contract_writes_the_model(tmp_path: Path) -> None:
     assert [step.verdict for step in evidence.steps] == ["kept"]
 
 
+def test_an_output_that_is_empty_on_every_sample_cannot_be_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = builders.Net(0)
+    x = net.input("x", ["N", 6])
+    found = net.node("NonZero", net.node("Mul", x, net.constant(np.zeros(6, np.float32)), name="mask"), name="where")
+    model = net.model(net.dense(x, "fc", 6, 3), found)
+    plant(monkeypatch, lambda view: None)
+    evidence = run(tmp_path, model, ["planted"])
+    assert failed_without_output(evidence, tmp_path)
+    said = "output `where_out` cannot be judged: it is empty on all 8 samples; real verification data may fill it"
+    assert said in evidence.reason
+    assert "First site" not in evidence.reason
+
+
 def test_steps_after_a_failure_do_not_run(tmp_path: Path) -> None:
     step = {"split-svd": {"rank": 1, "tolerance": {"relative_l2": 1e-9}}}
     assert len(run(tmp_path, builders.mlp(0), [step, "tidy-graph"]).steps) == 1
