@@ -499,6 +499,14 @@ def test_the_file_that_does_not_reproduce_what_was_verified_is_not_kept(
     assert compile_model(request).verdict == "ok"
 
 
+def test_an_output_that_is_empty_in_the_first_batch_only_is_reproduced(tmp_path: Path) -> None:
+    net = builders.Net(0)
+    model = net.model(net.node("NonZero", net.input("x", ["N", 4]), name="where"))
+    np.savez(tmp_path / "v.npz", x=np.repeat(np.arange(2, dtype=np.float32), 4)[:, None] * np.ones(4, np.float32))
+    data = {"verification": {"npz": "v.npz", "batch": 4}}
+    assert run(tmp_path, model, ["fold-batchnorm"], data).verdict == "ok"
+
+
 def test_dumped_steps_load_and_show_each_step(tmp_path: Path) -> None:
     steps = ["fold-batchnorm", {"split-svd": {"rank": 3, "only": ["fc2"], "tolerance": {"relative_l2": 10}}}]
     run(tmp_path, builders.mlp(0), steps, dump=tmp_path / "steps")
