@@ -76,10 +76,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(
-    path: Path, fill: Callable[[IO[bytes]], object], approve: Callable[[Path], None] = lambda path: None
+    path: Path, fill: Callable[[IO[bytes]], object], approve: Callable[[Path], object] = lambda path: None
 ) -> None:
-    """Fill a scratch file beside `path`, flush it to the disk, and rename it over `path`."""
+    """Fill a scratch file beside `path`, flush it to the disk, have it approved, and rename it over `path`."""
     _refuse_special(path)
+    remove_stale(path)
     scratch = scratch_of(path)
     with writing(path), removed_on_failure(scratch):
         with scratch.open("wb") as out:

@@ -5,6 +5,7 @@ Everything but `timing` is a function of source, spec, data, seed and versions: 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -161,6 +162,13 @@ class FileRecord(Record):
     name: str
     digest: str
     bytes: int
+
+    @classmethod
+    def of(cls, name: str, path: Path, data: Path | None) -> FileRecord:
+        """Return the record of the model at `path`, which will be called `name`, and of its external data."""
+        size = path.stat().st_size + (data.stat().st_size if data is not None else 0)
+        with path.open("rb") as stream:
+            return cls(name=name, digest=hashlib.file_digest(stream, "sha256").hexdigest(), bytes=size)
 
 
 class Evidence(Record):

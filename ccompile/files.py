@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -27,11 +28,12 @@ from ccompile.disk import remove_stale, removed_on_failure, scratch_of, write_wh
 from ccompile.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from ccompile.core import Array
 
 Buffer = memoryview
+Approve = Callable[[Path, Path | None], object]
 LARGE = 1024  # bytes: smaller weights stay inside the protobuf message, where shape inference sees their values
 MESSAGE_LIMIT = 2**31 - 2**20  # bytes: protobuf's limit, less room for the rest of the message
 _ALIGN = 4096  # external data offsets: a page, so that runtimes can map them
@@ -302,18 +304,19 @@ def write(
     weights: Mapping[str, ir.TensorProtocol],
     path: Path,
     limit: int = MESSAGE_LIMIT,
-    approve: Callable[[Path], None] = lambda path: None,
+    approve: Approve = lambda path, data: None,
 ) -> Path | None:
     """Write the model at `path`, whole or not at all; return the external data file when the size needs one.
 
-    approve: sees the finished file beside `path` before it takes its name; when it raises, nothing is changed.
+    approve: sees the finished file beside `path`, and its external data, just before it takes its name, and may put
+    what belongs to it in place; when it raises, nothing is changed.
     proto: its external placeholders name entries of `weights`. Over protobuf's 2 GiB the weights go to a file beside
     the model whose name carries their digest, so that a crash between the two renames never mixes two builds.
     Raises CcompileError when the disk is full or the folder is not writable; then nothing is changed.
     """
     remove_stale(path)
     if proto.ByteSize() + sum(tensor.nbytes for tensor in weights.values()) <= limit:
-        write_whole(path, lambda out: _write_inline(proto, weights, out), approve)
+        write_whole(path, lambda out: _write_inline(proto, weights, out), lambda out: approve(out, None))
         _remove_data(path, None)
         return None
     scratch = scratch_of(path.with_name(path.name + ".data"))
@@ -327,7 +330,8 @@ def write(
         new = not data.exists()
         scratch.replace(data)
     with removed_on_failure(data) if new else contextlib.nullcontext():
-        write_whole(path, lambda out: out.write(proto.SerializeToString(deterministic=True)), approve)
+        content = proto.SerializeToString(deterministic=True)
+        write_whole(path, lambda out: out.write(content), lambda out: approve(out, data))
     _remove_data(path, data)
     return data
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +37,7 @@ from ccompile.evidence import (
 from ccompile.metrics import Metric, find_metric, measure, top1
 from ccompile.recording import Recording
 from ccompile.request import Request, check_paths, dump_name
-from ccompile.runtime import Feeds, Settings
+from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, site_errors
 from ccompile.spec import Spec
 
@@ -93,6 +92,16 @@ class _Attempt:
     sites: Sequence[SiteError] = ()
     unmeasured: Mapping[Site, str] = field(default_factory=dict)
     broken: str = ""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the whole compile led to: why it failed, if it did, and what was measured at its end."""
+
+    failed: Sequence[str]
+    final: Comparison | None = None
+    gates: tuple[GateRecord, ...] = ()
+    race: Timing | None = None
 
 
 @dataclass
@@ -275,44 +284,43 @@ class _Run:
 
     def finish(self, start: float) -> Evidence:
         """Judge the gates, check the target, write model and evidence."""
-        request = self.request
-        gates_of = request.spec.gates
-        failed = [f"step {s.index} {s.name}: {s.reason}" for s in self.steps if s.verdict == "failed"]
-        gates: tuple[GateRecord, ...] = ()
-        final = race = None
-        if not failed:
-            if request.measure or gates_of.measured_seconds is not None:
-                race = runtime.race(self.state.model, self.source.model, self.single, request.threads or 1)
-            rtol = rtol_of(gates_of.tolerance)
-            final = compare(self.state.outputs, self.origin.outputs, self.samples, rtol)
-            metrics = (self.source_metrics, self._measure(self.state.outputs))
-            costs = (self.origin.cost.report, self.state.cost.report)
-            gates = tuple(contracts.gate_records(gates_of, *costs, final, metrics, race))
-            failed = [f"gate {gate.name}: {gate.detail}" for gate in gates if not gate.holds]
-        output = None if failed else self._write()
-        total = time.perf_counter() - start
-        timing: dict[str, Any] = {"steps": self.seconds, "verification": self.verifying, "total": total}
-        if race is not None:
-            timing["measured"] = vars(race)
-        evidence = self._evidence(failed, final, gates, output, timing)
-        disk.write_text(request.evidence_path, evidence.text())
+        judged = self._judge()
+        if not judged.failed:
+            return self._write(lambda output: self._evidence(judged, output, start))
+        evidence = self._evidence(judged, None, start)
+        disk.write_text(self.request.evidence_path, evidence.text())
         return evidence
 
-    def _write(self) -> FileRecord:
-        """Write the model; it must fit the target, and the file must reproduce what was verified."""
+    def _judge(self) -> _Judged:
+        """Return which steps failed, or else which gates; nothing more is measured after a failed step."""
+        request, gates = self.request, self.request.spec.gates
+        if failed := [f"step {s.index} {s.name}: {s.reason}" for s in self.steps if s.verdict == "failed"]:
+            return _Judged(failed)
+        race = None
+        if request.measure or gates.measured_seconds is not None:
+            race = runtime.race(self.state.model, self.source.model, self.single, request.threads or 1)
+        final = compare(self.state.outputs, self.origin.outputs, self.samples, rtol_of(gates.tolerance))
+        metrics = (self.source_metrics, self._measure(self.state.outputs))
+        costs = (self.origin.cost.report, self.state.cost.report)
+        records = tuple(contracts.gate_records(gates, *costs, final, metrics, race))
+        return _Judged([f"gate {gate.name}: {gate.detail}" for gate in records if not gate.holds], final, records, race)
+
+    def _write(self, evidence_of: Callable[[FileRecord], Evidence]) -> Evidence:
+        """Write model and evidence; the model must fit the target, and its file reproduce what was verified.
+
+        The evidence takes its name just before the model: what stands at the output always has its evidence, and a
+        build that was cut short between the two is seen as not done.
+        """
         request, state = self.request, self.state
         problems = targets.check(state.model, request.spec.target, state.cost.report, state.cost.peak_node, state.types)
         if problems:
             raise ModelError.of(problems)
-        first = next(iter(self.data.verification.batches()))
-        recorded = next(iter(state.outputs))
+        made: list[Evidence] = []
 
-        def approve(path: Path) -> None:
-            written = runtime.run_file(path, first.feeds, self.settings)
-            again = compare([written], [recorded], first.samples)
-            for name, found in again.exact_violations().items():
-                if name not in again.unjudged:  # empty in this batch on both sides: nothing to reproduce
-                    raise ContractError(f"the file written does not reproduce output `{name}`: {found[0]}", str(path))
+        def approve(path: Path, data: Path | None) -> None:
+            self._refuse_other(path)
+            made.append(evidence_of(FileRecord.of(request.output.name, path, data)))
+            disk.write_text(request.evidence_path, made[0].text())
 
         provenance = {
             "ccompile.version": __version__,
@@ -320,26 +328,29 @@ class _Run:
             "ccompile.spec": request.spec.digest,
             "ccompile.data": self.data.verification.digest,
         }
-        data = graph.save(state.model, request.output, provenance, approve=approve)
-        size = request.output.stat().st_size + (data.stat().st_size if data is not None else 0)
-        with request.output.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return FileRecord(name=request.output.name, digest=digest, bytes=size)
+        graph.save(state.model, request.output, provenance, approve=approve)
+        return made[0]
 
-    def _evidence(
-        self,
-        failed: Sequence[str],
-        final: Comparison | None,
-        gates: tuple[GateRecord, ...],
-        output: FileRecord | None,
-        timing: dict[str, Any],
-    ) -> Evidence:
+    def _refuse_other(self, path: Path) -> None:
+        """Refuse a file that does not reproduce the outputs that were verified, on the first batch."""
+        first = next(iter(self.data.verification.batches()))
+        written = runtime.run_file(path, first.feeds, self.settings)
+        again = compare([written], [next(iter(self.state.outputs))], first.samples)
+        for name, found in again.exact_violations().items():
+            if name not in again.unjudged:  # empty in this batch on both sides: nothing to reproduce
+                raise ContractError(f"the file written does not reproduce output `{name}`: {found[0]}", str(path))
+
+    def _evidence(self, judged: _Judged, output: FileRecord | None, start: float) -> Evidence:
         request = self.request
         name = Path(request.spec.name)
         size = name.stat().st_size if name.exists() else 0
+        total = time.perf_counter() - start
+        timing: dict[str, Any] = {"steps": self.seconds, "verification": self.verifying, "total": total}
+        if judged.race is not None:
+            timing["measured"] = vars(judged.race)
         return Evidence(
-            verdict="failed" if failed else "ok",
-            reason="\n".join(failed),
+            verdict="failed" if judged.failed else "ok",
+            reason="\n".join(judged.failed),
             source=FileRecord(name=request.model.name, digest=self.source.digest, bytes=self.source.size),
             output=output,
             spec=FileRecord(name=name.name, digest=request.spec.digest, bytes=size),
@@ -352,9 +363,9 @@ class _Run:
             source_cost=CostRecord.of(self.origin.cost.report),
             source_metrics=self.source_metrics,
             steps=tuple(self.steps),
-            final=None if final is None else ComparisonRecord.of(final),
+            final=None if judged.final is None else ComparisonRecord.of(judged.final),
             survey=cost.survey_metrics(self.origin.cost.report, self.state.cost.report),
-            gates=gates,
+            gates=judged.gates,
             timing=timing,
         )
 

@@ -286,7 +286,8 @@ def test_a_model_that_is_not_approved_changes_nothing(tmp_path: Path, limit: int
     graph.save(mlp(0), path, limit=limit)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def refuse(found: Path) -> None:
+    def refuse(found: Path, data: Path | None) -> None:
+        assert (data is not None and data.exists()) == (limit == 100)
         outputs(found)  # it is complete, and beside the model that it will replace
         raise ModelError("no")
 

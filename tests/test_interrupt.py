@@ -57,7 +57,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-@pytest.mark.parametrize("place", ["pipeline._Run._act", "files._write_inline", "disk.os.fsync"])
+@pytest.mark.parametrize("place", ["pipeline._Run._act", "files._write_inline", "disk.os.fsync", "disk.write_text"])
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_compile_leaves_the_previous_output(
     digits: Path, place: str, sent: signal.Signals, code: int
@@ -91,7 +91,7 @@ def test_interrupt_at_any_moment_ends_with_its_code(digits: Path) -> None:
         assert scratch_files(digits) == []
 
 
-@pytest.mark.parametrize("place", ["files._write_inline", "disk.os.fsync"])
+@pytest.mark.parametrize("place", ["files._write_inline", "disk.os.fsync", "disk.write_text"])
 def test_killed_compile_leaves_the_previous_output_and_the_next_one_cleans_up(digits: Path, place: str) -> None:
     process = started(digits, place)
     process.kill()
