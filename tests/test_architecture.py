@@ -14,7 +14,8 @@ ROOT = Path(ccompile.__file__).parent
 # Each module may import those in the lines above its own, and those in its own line.
 LAYERS = [
     ["ccompile", "ccompile.errors", "ccompile.specs"],
-    ["ccompile.disk", "ccompile.marks", "ccompile.declaration", "ccompile.numerics", "ccompile.numerics.*"],
+    ["ccompile.disk", "ccompile.wire", "ccompile.marks", "ccompile.declaration"],
+    ["ccompile.numerics", "ccompile.numerics.*"],
     ["ccompile.selectors", "ccompile.validation"],
     ["ccompile.overrides"],
     ["ccompile.core"],
