@@ -2,29 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from ccompile import registry
 from ccompile.core import Pass
-from ccompile.cost import ModelCost
+from ccompile.cost import ModelCost, NodeCost
 from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, StepRecord
 from ccompile.inspection import Acts
 
-_STYLE = {"kept": "green", "reverted": "yellow", "failed": "bold red", "ok": "bold green", "source": "dim"}
+_STYLE = {
+    "kept": "green",
+    "reverted": "yellow",
+    "failed": "bold red",
+    "ok": "bold green",
+    "holds": "green",
+    "broken": "bold red",
+}
+_GAP = 2  # between two columns
+_TEXT = 24  # a column of longer texts may be folded down to this
+_STEPS_DROP = ("est. time", "stored", "MACs", "vs previous", "params", "argmax")
+_OPS_DROP = ("moved", "stored", "est. time", "params")
+_LAYERS_DROP = ("est. time", "stored", "params", "MACs")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, title: str | None = None) -> Table:
-    """Return a table whose first `left` columns are text and the rest numbers."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for index, name in enumerate(columns):
-        made.add_column(name, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
+@dataclass(frozen=True)
+class _Adaptive:
+    """Parts that depend on the width there is."""
+
+    parts: Callable[[int], Iterable[RenderableType]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self.parts(options.max_width)
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], left: int = 1, drop: Sequence[str] = ()
+) -> RenderableType:
+    """Return a table whose first `left` columns are text and the rest numbers.
+
+    Cells are plain text, never markup. Where the width does not hold all columns, those of `drop` go, in that order,
+    and a line names them.
+    """
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    return _Adaptive(lambda width: _fitted(list(columns), cells, left, drop, width))
+
+
+def _cell(cell: str | Text) -> Text:
+    return cell if isinstance(cell, Text) else Text(cell)
+
+
+def _floors(columns: Sequence[str], rows: Sequence[Sequence[Text]], left: int) -> list[int]:
+    """Return the width below which each column cannot be read: a number's own, a text's own or _TEXT."""
+    widths = [max(cell_len(name), *(row[i].cell_len for row in rows), 0) for i, name in enumerate(columns)]
+    return [min(width, _TEXT) if index < left else width for index, width in enumerate(widths)]
+
+
+def _fitted(
+    columns: list[str], rows: Sequence[Sequence[Text]], left: int, drop: Sequence[str], width: int
+) -> Iterable[RenderableType]:
+    floors = _floors(columns, rows, left)
+    shown, dropped = list(range(len(columns))), []
+    for name in drop:
+        if sum(floors[i] + _GAP for i in shown) - _GAP <= width:
+            break
+        shown = [i for i in shown if columns[i] != name]
+        dropped.append(name)
+    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for i in shown:
+        fixed = i >= left or max((row[i].cell_len for row in rows), default=0) <= _TEXT
+        made.add_column(
+            Text(columns[i]),
+            justify="left" if i < left else "right",
+            overflow="fold",
+            no_wrap=fixed,
+            min_width=floors[i],
+        )
     for row in rows:
-        made.add_row(*row)
-    return made
+        made.add_row(*(row[i] for i in shown))
+    yield made
+    if dropped:
+        yield Text(f"left out at this width: {', '.join(dropped)}")
 
 
 def count(value: float) -> str:
@@ -81,12 +144,15 @@ def _costs(cost: CostRecord | None) -> tuple[str, ...]:
     return count(cost.params), count(cost.macs), size(cost.stored_bytes), duration(cost.seconds)
 
 
-def _row(step: StepRecord, names: Sequence[str]) -> tuple[str, ...]:
+def _verdict(text: str) -> Text:
+    return Text(text, _STYLE[text])
+
+
+def _row(step: StepRecord, names: Sequence[str]) -> tuple[str | Text, ...]:
     moved = (*_moved(step.against_previous)[:1], *_moved(step.against_source))
     metrics = tuple(_shown(step.metrics.get(name), ".4f") for name in names)
     sites = f"{len(step.applied)}/{len(step.applied) + len(step.skipped)}"
-    verdict = f"[{_STYLE[step.verdict]}]{step.verdict}[/]"
-    return (f"{step.index} {step.name}", verdict, sites, *moved, *metrics, *_costs(step.cost))
+    return (f"{step.index} {step.name}", _verdict(step.verdict), sites, *moved, *metrics, *_costs(step.cost))
 
 
 def evidence_table(evidence: Evidence) -> RenderableType:
@@ -96,18 +162,21 @@ def evidence_table(evidence: Evidence) -> RenderableType:
     columns += ["params", "MACs", "stored", "est. time"]
     metrics = tuple(_shown(value, ".4f") for value in evidence.source_metrics.values())
     first = ("source", "", "", "", "", "", *metrics, *_costs(evidence.source_cost))
-    parts: list[RenderableType] = [table(columns, [first, *(_row(step, names) for step in evidence.steps)], left=3)]
+    rows = [first, *(_row(step, names) for step in evidence.steps)]
+    parts: list[RenderableType] = [table(columns, rows, left=3, drop=_STEPS_DROP)]
     if evidence.gates:
-        rows = [
-            (gate.name, "[green]holds[/]" if gate.holds else "[bold red]broken[/]", gate.detail)
-            for gate in evidence.gates
-        ]
-        parts += [Text(), table(["gate", "verdict", "measured"], rows, left=3)]
+        gates = [(gate.name, _verdict("holds" if gate.holds else "broken"), gate.detail) for gate in evidence.gates]
+        parts += [Text(), table(["gate", "verdict", "measured"], gates, left=3)]
     parts += [Text(), Text(_survey(evidence.survey))]
     if raced := evidence.timing.get("measured"):
         text = f"{raced['ratio']:.2f}x (quartiles {raced['low']:.2f} to {raced['high']:.2f}, {raced['rounds']} pairs)"
         parts.append(Text(f"measured speed-up on this machine: {text}"))
     parts += [Text()] + [Text(f"note: {note}") for note in evidence.notes]
+    parts += [
+        Text(f"note: step {step.index} {step.name} reverted: {' '.join(step.reason.split())}")
+        for step in evidence.steps
+        if step.verdict == "reverted"
+    ]
     data = evidence.verification
     parts.append(Text(f"verified on {data.samples} samples: {data.source}; target {evidence.target}"))
     return Group(*parts)
@@ -156,19 +225,18 @@ def inspect_table(cost: ModelCost, acts: Sequence[Acts], target: str) -> Rendera
         for op, (n, params, macs, kept, moved, s) in sorted(kinds.items(), key=lambda item: -item[1][5])
     ]
     could = {entry.node: entry for entry in acts}
-    per_layer = [
-        (
-            node.name,
-            node.op,
-            _acts(could.get(node.name)),
-            count(node.params),
-            count(node.macs),
-            size(node.stored_bytes),
-            duration(node.seconds),
-            f"{node.seconds / whole:.1%}",
-        )
-        for node in cost.nodes
-    ]
+
+    def per_layer(narrow: bool) -> list[tuple[str, ...]]:
+        return [_layer(node, could.get(node.name), whole, narrow) for node in cost.nodes]
+
+    def by_layer(width: int) -> Iterable[RenderableType]:
+        wide = [[_cell(cell) for cell in row] for row in per_layer(narrow=False)]
+        needed = sum(max((row[i].cell_len for row in wide), default=0) + _GAP for i in range(len(layers)))
+        narrow = needed - _GAP > width
+        yield table(layers, per_layer(narrow), left=3, drop=_LAYERS_DROP)
+        if narrow:
+            yield from _refusals(acts)
+
     total = (
         f"total: {report.params:,} params ({report.nonzero:,} nonzero), {report.macs:,} MACs, "
         f"{report.multiplications:,} multiplications, stored {size(report.stored_bytes)}, resident "
@@ -178,13 +246,30 @@ def inspect_table(cost: ModelCost, acts: Sequence[Acts], target: str) -> Rendera
     columns = ["op", "nodes", "params", "MACs", "stored", "moved", "est. time", "share"]
     layers = ["layer", "op", "passes", "params", "MACs", "stored", "est. time", "share"]
     notes = [Text(f"note: {note}") for note in cost.notes]
-    return Group(table(columns, per_op), Text(), table(layers, per_layer, left=3), Text(), Text(total), *notes)
+    return Group(table(columns, per_op, drop=_OPS_DROP), Text(), _Adaptive(by_layer), Text(), Text(total), *notes)
 
 
-def _acts(entry: Acts | None) -> str:
+def _layer(node: NodeCost, entry: Acts | None, whole: float, narrow: bool) -> tuple[str, ...]:
+    costs = (count(node.params), count(node.macs), size(node.stored_bytes), duration(node.seconds))
+    return (node.name, node.op, _acts(entry, narrow), *costs, f"{node.seconds / whole:.1%}")
+
+
+def _acts(entry: Acts | None, narrow: bool) -> str:
     if entry is None:
         return ""
-    return ", ".join([*entry.could, *(f"not {name}: {reason}" for name, reason in entry.refused)])
+    refused = () if narrow else entry.refused
+    return ", ".join([*entry.could, *(f"not {name}: {reason}" for name, reason in refused)])
+
+
+def _refusals(acts: Sequence[Acts]) -> Iterable[RenderableType]:
+    """Yield each reason once, with the layers it holds for."""
+    layers: dict[tuple[str, str], list[str]] = {}
+    for entry in acts:
+        for refusal in entry.refused:
+            layers.setdefault(refusal, []).append(entry.node)
+    for (name, reason), nodes in layers.items():
+        more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+        yield Text(f"not {name}: {reason}: {', '.join(nodes[:3])}{more}")
 
 
 def comparison_table(record: ComparisonRecord, source: str) -> RenderableType:
