@@ -45,8 +45,9 @@ def is_detachable(tensor: ir.TensorProtocol | None) -> bool:
     return tensor is not None and tensor.dtype in _PLAIN and tensor.nbytes >= LARGE
 
 
-def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer]]:
-    """Return the model without its large weights, those by initializer name (read-only views), and all bytes read.
+def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer], tuple[Path, ...]]:
+    """Return the model without its large weights, those by initializer name (read-only views), all bytes read, and
+    the files of external data.
 
     The bytes are the file's, then those of its external data in order of appearance; the views look into them.
 
@@ -60,7 +61,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer]]:
     if not buffer:
         raise ModelError("the file is empty", where, "An ONNX model was expected.")
     proto, views = _parsed(buffer, path)
-    weights, everything = {}, [buffer]
+    weights, everything, beside = {}, [buffer], dict.fromkeys(_external_files(proto, path))
     for index, tensor in enumerate(proto.graph.initializer):
         raw = views.get(index)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -79,7 +80,13 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer]]:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             everything.append(_external(tensor, path))
             _embed(tensor, everything[-1])
-    return proto, weights, everything
+    return proto, weights, everything, tuple(beside)
+
+
+def _external_files(proto: onnx.ModelProto, path: Path) -> Iterator[Path]:
+    for tensor in (*proto.graph.initializer, *_other_tensors(proto)):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            yield from (path.parent / entry.value for entry in tensor.external_data if entry.key == "location")
 
 
 def _parsed(buffer: Buffer, path: Path) -> tuple[onnx.ModelProto, dict[int, Buffer]]:
@@ -244,10 +251,16 @@ def write(
     return data
 
 
+def is_data_of(data: Path, path: Path) -> bool:
+    """Return whether a file has the name of the external data that `write` makes beside `path`."""
+    mine = re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{12}\.data", data.name)
+    return mine is not None and data.parent.resolve() == path.parent.resolve()
+
+
 def _remove_data(path: Path, kept: Path | None) -> None:
     """Remove the external data of the builds before, which nothing names any more."""
     for old in path.parent.iterdir():
-        if old != kept and re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{12}\.data", old.name):
+        if old != kept and is_data_of(old, path):
             old.unlink()
 
 

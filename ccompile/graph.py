@@ -37,13 +37,14 @@ _WEIGHTED = (*LINEAR, "BatchNormalization", "LSTM", "GRU", "RNN")
 
 @dataclass(frozen=True)
 class Source:
-    """A model as read: the graph, the SHA-256 of what was read, its size in bytes, and what loading changed."""
+    """A model as read: the graph, SHA-256 and bytes of what was read, what loading changed, its external data."""
 
     model: ir.Model
     path: Path
     digest: str
     size: int
     notes: tuple[str, ...] = ()
+    external: tuple[Path, ...] = ()
 
 
 class SparseTensor(ir.LazyTensor):
@@ -82,7 +83,7 @@ def load(path: Path | str) -> Source:
     that are not finite.
     """
     path = Path(path)
-    proto, weights, pieces = files.read(path)
+    proto, weights, pieces, external = files.read(path)
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
@@ -91,7 +92,7 @@ def load(path: Path | str) -> Source:
     with _representable(str(path)):
         to_proto(model)  # what cannot be written back is refused here, not by a later step
     _check_finite(model, str(path))
-    return Source(model, path, digest.hexdigest(), size, notes)
+    return Source(model, path, digest.hexdigest(), size, notes, external)
 
 
 def from_proto(

@@ -36,7 +36,7 @@ from ccompile.evidence import (
 )
 from ccompile.metrics import Metric, find_metric, measure, top1
 from ccompile.recording import Recording
-from ccompile.request import Request, check_paths, dump_name
+from ccompile.request import Request, check_external, check_paths, dump_name
 from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, site_errors
 from ccompile.spec import Spec
@@ -120,6 +120,7 @@ class _Run:
         request = self.request
         self.settings = Settings(request.threads)
         self.source = graph.load(request.model)
+        check_external(request, self.source.external)
         self.data: Data = open_data(request.spec.data, self.source.model, request.spec.base, request.seed)
         self.samples = self.data.verification.samples
         self._note(self.source.notes)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccompile import disk
+from ccompile import disk, files
 from ccompile.core import Pass
 from ccompile.errors import CcompileError
 from ccompile.spec import Spec
@@ -55,13 +55,27 @@ def check_paths(request: Request) -> None:
         raise CcompileError(f"cannot write: {error.strerror}", str(error.filename), "Name another path.") from error
 
 
+def check_external(request: Request, external: Iterable[Path]) -> None:
+    """Refuse outputs that would destroy the model's external data, which is known once the model is read."""
+    held = list(external)
+    for output, what in _outputs(request):
+        for data in held:
+            if data.resolve() == output.resolve() or files.is_data_of(data, output):
+                message = f"{what} would overwrite the model's external data `{data.name}`"
+                raise CcompileError(message, str(output), "Choose another path.")
+
+
 def _inputs(request: Request) -> Iterable[tuple[Path, str]]:
     yield request.model, "the model"
     yield Path(request.spec.name), "the spec"
+    if request.spec.target_file is not None:
+        yield request.spec.target_file, "the target"
     data = request.spec.data
     for source in (data.calibration, data.verification) if data is not None else ():
         if source is not None and source.npz is not None:
             yield request.spec.base / source.npz, "the data"
+        if source is not None and source.images is not None and source.labels not in (None, "folders"):
+            yield request.spec.base / str(source.labels), "the labels"
 
 
 def _outputs(request: Request) -> Iterable[tuple[Path, str]]:

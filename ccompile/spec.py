@@ -20,7 +20,7 @@ from ccompile.declaration import Declaration
 from ccompile.errors import CcompileError, Problem, SpecError, nearest
 from ccompile.marks import Document
 from ccompile.overrides import override
-from ccompile.target import Target, load_target, target_names
+from ccompile.target import Target, load_target, target_file, target_names
 from ccompile.validation import shortened, shown, validated
 
 DEFAULT_TARGET = "generic-cpu"
@@ -96,7 +96,7 @@ class _Top(Declaration):
 
 @dataclass(frozen=True)
 class Spec:
-    """A checked spec: ready passes, the target, and where relative paths start."""
+    """A checked spec: ready passes, the target with the file it came from, and where relative paths start."""
 
     passes: tuple[Pass, ...]
     target: Target
@@ -105,6 +105,7 @@ class Spec:
     name: str
     base: Path
     digest: str
+    target_file: Path | None = None
 
 
 def load(path: Path | str, sets: Sequence[str] = ()) -> Spec:
@@ -141,7 +142,9 @@ def parse(text: str, name: str = "spec", base: Path = Path(), sets: Sequence[str
     if problems or top is None or target is None:
         raise SpecError.of(sorted(problems, key=lambda problem: problem.place))
     canonical = json.dumps(document.data, sort_keys=True, default=str).encode()
-    return Spec(tuple(ready), target, top.data, top.gates, name, base, hashlib.sha256(canonical).hexdigest())
+    digest = hashlib.sha256(canonical).hexdigest()
+    file = None if isinstance(top.target, dict) else target_file(top.target, base)
+    return Spec(tuple(ready), target, top.data, top.gates, name, base, digest, file)
 
 
 def _target(document: Document, base: Path, problems: list[Problem]) -> Target | None:

@@ -199,12 +199,17 @@ def load_target(what: str | dict[str, Any], base: Path) -> Target:
     """
     if isinstance(what, dict):
         return _validated(what, "target")
-    if what in target_names():
-        return _read(_folder() / f"{what}.yaml")
-    if what.endswith((".yaml", ".yml")) or "/" in what:
-        return _read(base / what)
+    if (path := target_file(what, base)) is not None:
+        return _read(path)
     hint = nearest(what, target_names()).replace("It takes:", "There are:")
     raise SpecError(f"there is no target `{what}`", "target", f"{hint} Or give the path of a YAML file.")
+
+
+def target_file(what: str, base: Path) -> Path | None:
+    """Return the file of a target that is given by name or path; None when there is none of that name."""
+    if what in target_names():
+        return _folder() / f"{what}.yaml"
+    return base / what if what.endswith((".yaml", ".yml")) or "/" in what else None
 
 
 def _read(path: Path) -> Target:

@@ -19,7 +19,7 @@ import onnxruntime as ort
 import pytest
 import yaml
 from builders import mlp
-from runs import TIDY, Run, command, environment, scratch_files, spawn
+from runs import ROOT, TIDY, Run, command, environment, scratch_files, spawn
 
 from ccompile import graph, spec
 from ccompile.errors import CcompileError
@@ -305,6 +305,33 @@ def test_other_files_that_cannot_be_written_are_refused_before_any_work(
     (digits / "link" / "01-tidy-graph.onnx").symlink_to(digits / "digits.onnx")
     compiled(run, digits, 2, said, option, digits / place)
     onnx.checker.check_model(onnx.load(digits / "digits.onnx"))
+
+
+@pytest.mark.parametrize("option", ["-o", "--evidence"])
+def test_outputs_never_overwrite_external_data(digits: Path, run: Run, option: str) -> None:
+    data = external(digits)
+    before = data.read_bytes()
+    outputs = ["-o", data] if option == "-o" else ["-o", digits / "out.onnx", "--evidence", data]
+    ended = run(digits / "digits.onnx", "-s", digits / "tidy.yaml", *outputs)
+    assert ended.code == 2
+    assert "would overwrite the model's external data `weights.bin`" in ended.err
+    assert data.read_bytes() == before
+
+
+def test_external_data_with_the_name_of_an_earlier_build_is_not_cleared_away(digits: Path, run: Run) -> None:
+    model = onnx.load(digits / "digits.onnx")
+    data = digits / "out.onnx.0123456789ab.data"
+    onnx.save(model, digits / "digits.onnx", save_as_external_data=True, location=data.name, size_threshold=0)
+    compiled(run, digits, 2, "would overwrite the model's external data")
+    assert data.exists()
+
+
+def test_evidence_never_overwrites_the_target(digits: Path, run: Run) -> None:
+    text = (ROOT / "specs" / "targets" / "generic-cpu.yaml").read_text()
+    (digits / "mine.yaml").write_text(text)
+    (digits / "tidy.yaml").write_text(f"target: mine.yaml\n{(digits / 'tidy.yaml').read_text()}")
+    compiled(run, digits, 2, "the evidence would overwrite the target", "--evidence", digits / "mine.yaml")
+    assert (digits / "mine.yaml").read_text() == text
 
 
 def test_output_never_overwrites_the_data(digits: Path, run: Run) -> None:

@@ -71,7 +71,7 @@ def test_weights_are_read_as_they_are_and_cannot_be_written(tmp_path: Path, arra
 
 def test_a_large_weight_is_a_view_of_the_one_buffer_read(tmp_path: Path) -> None:
     proto = add_model(numpy_helper.from_array(W, "w"))
-    skeleton, weights, (buffer,) = files.read(written(tmp_path, proto))
+    skeleton, weights, (buffer,), _ = files.read(written(tmp_path, proto))
     assert np.shares_memory(weights["w"], np.frombuffer(buffer, np.uint8))
     assert skeleton.ByteSize() < wire.LARGE
 
