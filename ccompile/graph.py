@@ -224,9 +224,11 @@ def _check_finite(model: ir.Model, where: str) -> None:
         if node.op_type not in _WEIGHTED or node.domain not in ("", "ai.onnx"):
             continue
         for value in node.inputs:
-            if value is None or not value.is_initializer() or value.const_value is None:
-                continue
-            if value.const_value.dtype.is_floating_point() and not is_finite(value.const_value.numpy()):
+            behind = [operand for link in stored_chain(value) or () for operand in link.inputs]
+            for tensor in (stored(part) for part in (value, *behind)):
+                if tensor is None or not tensor.dtype.is_floating_point() or is_finite(tensor.numpy()):
+                    continue
+                assert value is not None
                 raise ModelError(
                     f"weight `{value.name}` of node `{node.name}` has NaN or infinity",
                     where,

@@ -294,6 +294,18 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_node(bad: float, size: 
         graph.load(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_weight_in_a_constant_node_that_is_not_finite_is_refused(behind: bool, tmp_path: Path) -> None:
+    net = Net(0)
+    W = ir.tensor(np.full((4, 4), np.nan, np.float32))
+    w = net.node("Constant", value=W, name="w")
+    w = net.node("Transpose", w, perm=[1, 0], name="t") if behind else w
+    y = net.node("MatMul", net.input("x", ["N", 4]), w, name="/fc1")
+    (tmp_path / "m.onnx").write_bytes(ir.to_proto(net.model(y)).SerializeToString())
+    with pytest.raises(ModelError, match=r"of node `/fc1` has NaN or infinity"):
+        graph.load(tmp_path / "m.onnx")
+
+
 def test_infinity_outside_weights_is_no_reason_to_refuse(tmp_path: Path) -> None:
     net = Net(0)
     y = net.node("Add", net.input("x", ["N", 2]), net.constant(np.array([0, -np.inf], np.float32), "mask"))
