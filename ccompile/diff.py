@@ -105,7 +105,12 @@ def _describe(value: ir.Value) -> str:
 
 def _digest(value: ir.Value) -> bytes:
     tensor = value.const_value
-    return b"" if tensor is None else hashlib.sha256(tensor.tobytes()).digest()
+    if tensor is None:
+        return b""
+    if tensor.dtype == ir.DataType.STRING:  # length first: ("a", "bc") is not ("ab", "c")
+        texts = [text if isinstance(text, bytes) else str(text).encode() for text in tensor.numpy().reshape(-1)]
+        return hashlib.sha256(b"".join(b"%d:%b" % (len(text), text) for text in texts)).digest()
+    return hashlib.sha256(tensor.tobytes()).digest()
 
 
 def as_data(changes: list[Change]) -> list[dict[str, Any]]:

@@ -323,6 +323,7 @@ def _share(main: ir.Graph) -> list[Site]:
             or value.is_graph_output()
             or value.is_graph_input()
             or isinstance(tensor, graph.SparseTensor)
+            or tensor.dtype == ir.DataType.STRING
         ):
             continue
         alike[(tensor.dtype, tuple(tensor.shape))].append(value)

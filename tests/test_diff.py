@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def strings(*texts: bytes) -> ir.Model:
+    net = builders.Net(0)
+    keys = net.stored(ir.StringTensor(list(texts), shape=ir.Shape([2]), name="keys"), "keys")
+    return net.model(net.node("Identity", keys))
+
+
+def test_texts_are_compared_one_by_one() -> None:
+    assert compare_graphs(strings(b"a", b"bc"), strings(b"a", b"bc")) == []
+    assert kinds(compare_graphs(strings(b"a", b"bc"), strings(b"ab", b"c"))) == [("changed", "weight", "keys")]
+
+
 def changed(edit: Callable[[ir.Model], None]) -> list[Change]:
     before = builders.mlp(0)
     after = graph.copy(before)
