@@ -122,7 +122,7 @@ def from_proto(
             tensor = value.const_value
             if tensor is not None:
                 value.shape, value.type = ir.Shape(dims_of(tensor)), ir.TensorType(tensor.dtype)
-    return model, _normalise(model)
+        return model, _normalise(model)
 
 
 @contextlib.contextmanager
@@ -198,8 +198,20 @@ def _normalise(model: ir.Model) -> tuple[str, ...]:
         graph.inputs.extend(kept)
         model.ir_version = max(model.ir_version or 4, 4)
         notes.append(f"{len(overridable)} initializers listed as graph inputs are now constants")
+    notes += _sort(model)
     name_nodes(graph)
     return tuple(notes)
+
+
+def _sort(model: ir.Model) -> list[str]:
+    """Put nodes behind those they read, which the format asks for and runtimes forgive; return a note if any moved."""
+    moved = 0
+    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for part in parts:
+        before = list(part)
+        part.sort()
+        moved += sum(mine is not other for mine, other in zip(before, part, strict=True))
+    return ["nodes were not in topological order: they are now"] if moved else []
 
 
 def name_nodes(graph: ir.Graph) -> None:

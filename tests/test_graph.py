@@ -636,3 +636,20 @@ def test_signatures_tell_types_apart() -> None:
     kinds = ["float[N]", "int64[N]", "seq(float[N])", "seq(int64[N])", "optional(float[N])", "string[N]", "float[M]"]
     bodies = [HEAD + f"g ({kind} x) => ({kind} y) {{ y = Identity (x) }}" for kind in kinds]
     assert len({graph.signature(loaded(body)) for body in bodies}) == len(kinds)
+
+
+def test_nodes_out_of_order_are_sorted_with_a_note() -> None:
+    proto = text(HEAD + "g (float[N] x) => (float[N] y) { a = Neg (x) b = Abs (a) y = Exp (b) }")
+    nodes = [proto.graph.node[i] for i in (2, 0, 1)]
+    shuffled = onnx.ModelProto()
+    shuffled.CopyFrom(proto)
+    del shuffled.graph.node[:]
+    shuffled.graph.node.extend(nodes)
+    model, notes = graph.from_proto(shuffled)
+    assert [node.op_type for node in graph.copy(model).graph] == ["Neg", "Abs", "Exp"]
+    assert notes == ("nodes were not in topological order: they are now",)
+    assert graph.from_proto(proto)[1] == ()
+
+
+def test_a_cycle_is_refused() -> None:
+    assert "cycle" in refusal(HEAD + "g (float[N] x) => (float[N] y) { a = Add (x, b) b = Abs (a) y = Exp (b) }")
