@@ -131,7 +131,7 @@ def _arithmetic(node: ir.Node) -> _Affine | str:
     if shape is None or math.prod(shape) != max(shape, default=1):
         return ""
     k = graph.constant(constant)
-    if k is None or k.dtype.kind != "f" or (swapped and node.op_type == "Div") or not graph.is_finite(k):
+    if k is None or k.dtype.kind != "f" or not k.size or (swapped and node.op_type == "Div") or not graph.is_finite(k):
         return ""
     if node.op_type == "Div" and not k.all():
         return ""
