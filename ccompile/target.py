@@ -335,7 +335,7 @@ def _check_memory(model: ir.Model, target: Target, report: CostReport, peak_node
     peak = f"node `{peak_node}`"
     total = report.resident_bytes + report.peak_activation_bytes
     for limit, needed, what, where in (
-        (limits.weights_mb, report.stored_bytes, "stored weights", _name(_heaviest(model))),
+        (limits.weights_mb, report.stored_bytes, "stored weights", _heaviest(model)),
         (limits.activations_mb, report.peak_activation_bytes, "activations live at the peak", peak),
         (limits.total_mb, total, "weights and activations at the peak", peak),
     ):
@@ -345,11 +345,12 @@ def _check_memory(model: ir.Model, target: Target, report: CostReport, peak_node
             )
 
 
-def _heaviest(model: ir.Model) -> ir.Node:
-    """Return the node that reads the largest stored tensor."""
+def _heaviest(model: ir.Model) -> str:
+    """Return the node that reads the largest stored tensor, in words."""
 
     def largest(node: ir.Node) -> int:
         tensors = [graph.stored(value) for value in node.inputs]
         return max((tensor.nbytes for tensor in tensors if tensor is not None), default=0)
 
-    return max(model.graph.all_nodes(), key=largest)
+    node = max(model.graph.all_nodes(), key=largest, default=None)
+    return "the graph, which has no nodes" if node is None else _name(node)

@@ -219,3 +219,10 @@ def test_the_heaviest_node_is_where_the_weights_are() -> None:
     x = net.node("MatMul", x, net.constant(np.zeros((512, 512), np.float32)), name="big")
     (problem,) = problems(net.model(x), load_target(raw(memory={"weights_mb": 1}), Path()))
     assert problem.where == "node `big`"
+
+
+def test_a_graph_without_nodes_can_be_too_heavy() -> None:
+    net = Net(0)
+    w = net.weight("w", (1000, 1000))
+    (problem,) = problems(net.model(w), load_target(raw(memory={"weights_mb": 1}), Path()))
+    assert problem.where == "the graph, which has no nodes"
