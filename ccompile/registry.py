@@ -32,7 +32,7 @@ def passes() -> dict[str, type[Pass]]:
         importlib.import_module(f"ccompile.passes.{info.name}")
         for info in pkgutil.iter_modules(ccompile.passes.__path__)
     ]
-    modules += [importlib.import_module(entry.value) for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)]
+    modules += [_module_of(entry) for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)]
     for module in modules:
         kind = declared(module)
         name = kind.pass_name()
@@ -40,6 +40,19 @@ def passes() -> dict[str, type[Pass]]:
             raise PassError(f"two modules declare the pass `{name}`", f"{found[name].__module__}, {module.__name__}")
         found[name] = kind
     return dict(sorted(found.items()))
+
+
+def _module_of(entry: importlib.metadata.EntryPoint) -> ModuleType:
+    """Return the module of an entry point, `package.module` or `package.module:Class`."""
+    try:
+        return importlib.import_module(entry.module)
+    except Exception as error:  # whatever foreign code raises while it is imported
+        whose = f"entry point `{entry.name} = {entry.value}`"
+        if entry.dist is not None:
+            whose += f" of {entry.dist.name} {entry.dist.version}"
+        raise PassError(
+            f"cannot import the pass: {type(error).__name__}: {error}", whose, "Repair or remove that package."
+        ) from error
 
 
 def declared(module: ModuleType) -> type[Pass]:
