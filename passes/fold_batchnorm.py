@@ -5,7 +5,8 @@ a channel constant).  After y = W x + b:  z = (a W) x + (a b + c).  Before y = W
 needs W to see every z: no padding unless c = 0.
 
 Fires:  after Conv, ConvTranspose, Gemm, BatchNormalization (and MatMul when c = 0); before Conv, Gemm (and when c = 0
-        ConvTranspose, MatMul); constants plain and, for the weight, read once; the value between read once.
+        ConvTranspose, MatMul); constants plain and, for the weight, read once; the value between read once;
+        before: each |mean| at most 1000 deviations.
 Error:  float rounding: computed in float64, stored in the weight's type.
 Cost:   one node, its constants and one pass over the activation less per fold.
 Source: Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.1.
@@ -27,6 +28,7 @@ from ccompile.core import Array, Kind, PassResult, Rewrite, Site, Skip, View
 _ARITHMETIC = ("Mul", "Div", "Add", "Sub")
 _AFTER = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
 _BEFORE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_FARTHEST = 1e3  # deviations from 0 to the mean: beyond, float32 keeps less than four digits of what is left
 
 
 class FoldBatchnorm(Rewrite):
@@ -59,12 +61,15 @@ class _Affine:
     """z = scale * x + shift; both scalars or [channels], in float64.
 
     `shape` is the constant's, broadcast from the back; None for BatchNormalization, whose channels are axis 1.
+    `deviations` is the largest |mean| / sqrt(var + eps): a fold before a layer loses that factor of precision, because
+    x near the mean meets the shift only after W.
     """
 
     x: ir.Value
     scale: Array
     shift: Array
     shape: tuple[int, ...] | None
+    deviations: float = 0
 
     def misfit(self, dims: tuple[Dim, ...] | None, axis: int, channels: int) -> str:
         """Return why this does not run along `axis` of a value of that shape, or nothing."""
@@ -118,8 +123,9 @@ def _batchnorm(node: ir.Node) -> _Affine | str:
         return "its parameters are not constant"
     gamma, beta, mean, var = (np.asarray(array, np.float64) for array in arrays)
     with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is refused where it is stored
-        scale = gamma / np.sqrt(var + graph.attribute(node, "epsilon", 1e-5))
-    return _Affine(node.inputs[0], scale, beta - scale * mean, None)
+        deviation = np.sqrt(var + graph.attribute(node, "epsilon", 1e-5))
+        scale, away = gamma / deviation, float(np.max(np.abs(mean) / deviation, initial=0))
+    return _Affine(node.inputs[0], scale, beta - scale * mean, None, away)
 
 
 def _arithmetic(node: ir.Node) -> _Affine | str:
@@ -217,6 +223,8 @@ def _fold_before(linear: ir.Node, node: ir.Node, affine: _Affine, known: tuple[D
     if affine.shift.any() and (linear.op_type in ("MatMul", "ConvTranspose") or _pads(linear)):
         why = "it pads with zeros" if linear.op_type == "Conv" else "its borders or its missing bias forbid it"
         return f"`{linear.name}` cannot take a shift before it: {why}"
+    if affine.deviations > _FARTHEST:
+        return f"its mean is {affine.deviations:.4g} deviations away: folding would cancel"
     scale, shift = (np.broadcast_to(array, channels) for array in (affine.scale, affine.shift))
     new_bias = bias + _respond(linear, W, shift, groups) if shift.any() else None
     if not _store(linear, _scale_in(linear, W, scale, groups), new_bias, W.dtype):
