@@ -122,7 +122,7 @@ def inspect(model: Path, target: str, shapes: tuple[str, ...], as_json: bool) ->
     if as_json:
         _echo(json.dumps({"target": target, **asdict(found)}, indent=1))
     else:
-        _show(report.inspect_table(found.cost, found.acts, target))
+        _show(report.inspect_table(found.cost, found.acts, target, found.notes))
     return OK
 
 

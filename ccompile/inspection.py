@@ -6,14 +6,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ccompile import cost, graph, registry, runtime
-from ccompile.analysis.shapes import infer
+from ccompile.analysis.shapes import UNKNOWN, ValueType, infer
 from ccompile.core import Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.cost import ModelCost
+from ccompile.errors import ModelError
 from ccompile.runtime import Settings
 from ccompile.target import Target
 
@@ -29,7 +31,7 @@ class Acts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The cost per node and the passes per node."""
+    """The cost per node, the passes per node, and what was assumed or could not be known."""
 
     cost: ModelCost
     acts: tuple[Acts, ...]
@@ -42,8 +44,46 @@ def inspect_model(path: Path, target: Target, shapes: Mapping[str, tuple[int, ..
     Raises ModelError when the model cannot be read.
     """
     source = graph.load(path)
-    types = infer(source.model, cost.example_shapes(source.model, shapes))
-    return Inspection(cost.price(source.model, types, target), tuple(acts(source.model, target)), source.notes)
+    example = cost.example_shapes(source.model, shapes)
+    notes = [*source.notes, *cost.guessed_axes(source.model, shapes)]
+    for name, shape in shapes.items():
+        if shape and shape[0] != example[name][0]:
+            notes.append(f"input `{name}`: costs are of one sample, not of the {shape[0]} given")
+    types, refused = _types(source.model, example)
+    notes += [refused] if refused else []
+    return Inspection(cost.price(source.model, types, target), tuple(acts(source.model, target)), tuple(notes))
+
+
+def _types(model: ir.Model, example: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, ValueType], str]:
+    """Return the types of all values on inputs of those shapes, observed in a run where they cannot be inferred.
+
+    The second is why they could not be observed, in words, or nothing.
+    """
+    types = infer(model, example)
+    produced = [str(output.name) for node in model.graph for output in node.outputs if output.name]
+    inner = any(True for node in model.graph for _ in graph.subgraphs(node))
+    if not inner and all(types.get(name, UNKNOWN).static is not None for name in produced):
+        return types, ""
+    try:
+        return types | runtime.observed_shapes(model, _feeds(model, example), Settings()), ""
+    except ModelError as error:
+        counted = "what has a shape that cannot be inferred counts as nothing (`--shape` may help)"
+        return types, f"{counted}; observing it failed: {error.problems[0].message}"
+
+
+def _feeds(model: ir.Model, example: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return zeros for inputs of floats and ones for others; raises ModelError for an input that takes no such."""
+    feeds: dict[str, Any] = {}
+    for value in model.graph.inputs:
+        name = str(value.name)
+        if name not in example or value.dtype is None or not isinstance(value.type, ir.TensorType):
+            raise ModelError(f"no value is known for input `{name}`")
+        if value.dtype == ir.DataType.STRING:
+            feeds[name] = np.full(example[name], "", object)
+        else:
+            make = np.zeros if value.dtype.is_floating_point() else np.ones
+            feeds[name] = make(example[name], value.dtype.numpy())
+    return feeds
 
 
 def acts(model: ir.Model, target: Target) -> Sequence[Acts]:

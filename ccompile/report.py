@@ -211,8 +211,8 @@ def evidence_summary(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
-def inspect_table(cost: ModelCost, acts: Sequence[Acts], target: str) -> RenderableType:
-    """Return the cost per op and per layer with the passes that could act."""
+def inspect_table(cost: ModelCost, acts: Sequence[Acts], target: str, said: Sequence[str] = ()) -> RenderableType:
+    """Return the cost per op and per layer with the passes that could act, then the notes, `said` first."""
     report = cost.report
     whole = max(report.seconds, 1e-30)
     kinds: dict[str, list[float]] = {}
@@ -245,7 +245,7 @@ def inspect_table(cost: ModelCost, acts: Sequence[Acts], target: str) -> Rendera
     )
     columns = ["op", "nodes", "params", "MACs", "stored", "moved", "est. time", "share"]
     layers = ["layer", "op", "passes", "params", "MACs", "stored", "est. time", "share"]
-    notes = [Text(f"note: {note}") for note in cost.notes]
+    notes = [Text(f"note: {note}") for note in (*said, *cost.notes)]
     return Group(table(columns, per_op, drop=_OPS_DROP), Text(), _Adaptive(by_layer), Text(), Text(total), *notes)
 
 
