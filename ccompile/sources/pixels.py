@@ -27,7 +27,7 @@ def decode(path: Path, preprocess: Preprocess, dtype: np.dtype[Any], where: str)
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError("reading images needs Pillow", where, 'pip install "ccompile[images]"') from error
+        raise DataError("reading images needs Pillow", where, "pip install pillow") from error
     try:
         with Image.open(path) as image:
             if image.mode[0] in "IF":
