@@ -7,14 +7,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ccompile import __version__
-from ccompile.errors import CcompileError, DataError, SpecError
+from ccompile.errors import CcompileError, DataError, ModelError, SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -33,6 +33,7 @@ class _DefaultToCompile(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.commands:
+            _refuse_misspelt(args[0], self.commands)
             args = ["compile", *args]
         return super().resolve_command(ctx, args)
 
@@ -44,6 +45,15 @@ class _DefaultToCompile(click.Group):
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("ccompile", "MODEL -s SPEC -o OUT [OPTIONS]")
         formatter.write_usage("ccompile", "COMMAND [ARGS]...")
+
+
+def _refuse_misspelt(word: str, commands: Collection[str]) -> None:
+    """Refuse a first word that is no file and looks like a command (`insepct`)."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, commands, n=1, cutoff=0.7)
+    if near and not Path(word).exists():
+        raise click.UsageError(f"There is no file and no command `{word}`. Did you mean `{near[0]}`?")
 
 
 @click.group(cls=_DefaultToCompile, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
@@ -197,15 +207,25 @@ def diff(
     from ccompile.evidence import ComparisonRecord
 
     changes = diffs.compare_graphs(graph.load(before).model, graph.load(after).model)
-    comparison, source = _compare(after, before, data, samples, seed, shapes, threads, None)
-    record = ComparisonRecord.of(comparison)
+    record, source, why = None, "", ""
+    try:
+        comparison, source = _compare(after, before, data, samples, seed, shapes, threads, None)
+        record = ComparisonRecord.of(comparison)
+    except ModelError as error:
+        if not any(change.what == "interface" for change in changes):
+            raise
+        why = error.problems[0].message
     if as_json:
-        plain = {"changes": diffs.as_data(changes), "outputs": record.model_dump(mode="json"), "data": source}
-        _echo(json.dumps(plain, indent=1))
+        outputs = None if record is None else record.model_dump(mode="json")
+        plain = {"changes": diffs.as_data(changes), "outputs": outputs, "data": source}
+        _echo(json.dumps({**plain, "why": why} if why else plain, indent=1))
         return OK
     rows = [(c.kind, c.what, c.name, " -> ".join(text for text in (c.before, c.after) if text)) for c in changes]
     _show(report.table(["change", "what", "name", ""], rows, left=4) if rows else "The graphs are equal.")
-    _show(report.comparison_table(record, source))
+    if record is None:
+        _echo(f"outputs cannot be compared: {why}")
+    else:
+        _show(report.comparison_table(record, source))
     return OK
 
 

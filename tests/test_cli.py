@@ -208,6 +208,12 @@ def test_passes_and_schema_are_json(run: Run) -> None:
     assert json.loads(run("schema").out)["title"] == "ccompile spec"
 
 
+def test_a_misspelt_command_names_the_nearest(digits: Path, run: Run) -> None:
+    ended = run("insepct", digits / "digits.onnx")
+    assert ended.code == 2
+    assert "Did you mean `inspect`?" in ended.err
+
+
 # ---------------------------------------------------------------------------------------------- inspect
 
 
@@ -249,6 +255,19 @@ def test_diff_of_a_model_with_itself_says_equal(digits: Path, run: Run) -> None:
     ended = run("diff", digits / "digits.onnx", digits / "digits.onnx")
     assert ended.code == 0
     assert "The graphs are equal." in ended.out
+
+
+def test_diff_of_models_with_other_inputs_shows_the_graphs(digits: Path, run: Run) -> None:
+    model = onnx.load(digits / "digits.onnx")
+    name = model.graph.input[0].name
+    model.graph.input[0].name = "other"
+    for node in model.graph.node:
+        node.input[:] = ["other" if read == name else read for read in node.input]
+    onnx.save(model, digits / "other.onnx")
+    ended = run("diff", digits / "digits.onnx", digits / "other.onnx")
+    assert (ended.code, ended.err) == (0, "")
+    assert "interface" in ended.out
+    assert "outputs cannot be compared: " in ended.out
 
 
 def test_diff_is_json(digits: Path, run: Run) -> None:
