@@ -45,7 +45,9 @@ class Selector(Declaration):
 
     def matches(self, facts: Facts) -> bool:
         """Return whether a node with these facts is meant; a fact that the node lacks makes `where` false."""
-        if not (fnmatch.fnmatchcase(str(facts["name"]), self.name) and fnmatch.fnmatchcase(str(facts["op"]), self.op)):
+        name = str(facts["name"])
+        named = name == self.name or fnmatch.fnmatchcase(name, self.name)  # a name may hold brackets, as globs do
+        if not (named and fnmatch.fnmatchcase(str(facts["op"]), self.op)):
             return False
         if self.where is None:
             return True

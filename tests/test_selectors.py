@@ -28,3 +28,9 @@ def test_where_compares_facts(where: str, meant: bool) -> None:
 )
 def test_selector_needs_all_that_it_names(name: str, op: str, meant: bool) -> None:
     assert Selector(name=name, op=op).matches({"name": "/a/conv", "op": "Conv"}) is meant
+
+
+def test_a_name_with_brackets_is_matched_as_it_stands() -> None:
+    assert Selector(name="fc[0]").matches({"name": "fc[0]", "op": "Gemm"})
+    assert Selector(name="fc[0]").matches({"name": "fc0", "op": "Gemm"})
+    assert not Selector(name="fc[0]").matches({"name": "fc1", "op": "Gemm"})
