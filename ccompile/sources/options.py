@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ccompile.declaration import Declaration
 
@@ -15,6 +15,13 @@ Dimension = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Integer = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
+_PerChannel = Annotated[
+    tuple[Finite, ...],
+    BeforeValidator(
+        lambda given: (given,) if isinstance(given, int | float) else given,
+        json_schema_input_type=Finite | tuple[Finite, ...],
+    ),
+]
 Pixels = Annotated[int, Field(ge=1, le=65536)]
 
 
@@ -33,10 +40,10 @@ class Preprocess(Declaration):
         default=1 / 255,
         description="factor on the pixel values 0 to 255; 1 for models that take integers, unless given",
     )
-    mean: tuple[Finite, ...] = Field(
+    mean: _PerChannel = Field(
         default=(0.0,), description="subtracted after scaling: one for all, or per channel in the order of `channels`"
     )
-    std: tuple[Finite, ...] = Field(default=(1.0,), description="divisor after the mean: per channel, or one for all")
+    std: _PerChannel = Field(default=(1.0,), description="divisor after the mean: per channel, or one for all")
 
     @model_validator(mode="after")
     def _fits_channels(self) -> Preprocess:

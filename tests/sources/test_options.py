@@ -46,3 +46,10 @@ def test_an_option_that_cannot_act_is_refused(options: dict[str, Any]) -> None:
 def test_every_option_has_a_description() -> None:
     for cls in (DataSpec, DataSource, Preprocess, Synthetic):
         assert all(option.description for option in cls.model_fields.values())
+
+
+def test_one_number_stands_for_all_channels() -> None:
+    given = Preprocess.model_validate({"mean": 0.5, "std": 2})
+    assert (given.mean, given.std) == ((0.5,), (2.0,))
+    with pytest.raises(ValidationError, match="divisor"):
+        Preprocess.model_validate({"std": 0})
