@@ -167,6 +167,13 @@ def _external(tensor: onnx.TensorProto, path: Path) -> Buffer:
     location = info.get("location", "")
     folder = path.resolve().parent
     target = (folder / location).resolve() if location and "\0" not in location else folder
+    beside = Path(os.path.normpath(folder / location)) if "\0" not in location else folder
+    if not target.is_relative_to(folder) and beside.is_relative_to(folder):
+        raise ModelError(
+            f"external data `{location}` is a symlink to {target}, outside the model's folder",
+            where,
+            "Copy the file itself beside the model.",
+        )
     if not location or Path(location).is_absolute() or not target.is_relative_to(folder) or target == folder:
         raise ModelError(
             f"external data `{location}` lies outside the model's folder", where, "Keep it beside the model."

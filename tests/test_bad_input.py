@@ -307,6 +307,13 @@ def test_other_files_that_cannot_be_written_are_refused_before_any_work(
     onnx.checker.check_model(onnx.load(digits / "digits.onnx"))
 
 
+def test_external_data_that_is_a_link_out_of_the_folder_says_so(digits: Path, run: Run) -> None:
+    data = external(digits)
+    data.rename(digits.parent / "elsewhere.bin")
+    data.symlink_to(digits.parent / "elsewhere.bin")
+    compiled(run, digits, 2, f"is a symlink to {(digits.parent / 'elsewhere.bin').resolve()}")
+
+
 @pytest.mark.parametrize("option", ["-o", "--evidence"])
 def test_outputs_never_overwrite_external_data(digits: Path, run: Run, option: str) -> None:
     data = external(digits)
