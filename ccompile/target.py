@@ -84,9 +84,9 @@ class Cache(_Part):
 class Memory(_Part):
     """What fits; a limit that is not given does not bind. Sizes in MiB, whatever the key's short name suggests."""
 
-    weights_mb: Positive | None = Field(default=None, description="for weights as stored (flash), MiB")
-    activations_mb: Positive | None = Field(default=None, description="for live activations (RAM), MiB")
-    total_mb: Positive | None = Field(
+    weights_mib: Positive | None = Field(default=None, description="for weights as stored (flash), MiB")
+    activations_mib: Positive | None = Field(default=None, description="for live activations (RAM), MiB")
+    total_mib: Positive | None = Field(
         default=None, description="for weights as held by the runtime and activations, MiB"
     )
 
@@ -335,9 +335,9 @@ def _check_memory(model: ir.Model, target: Target, report: CostReport, peak_node
     peak = f"node `{peak_node}`"
     total = report.resident_bytes + report.peak_activation_bytes
     for limit, needed, what, where in (
-        (limits.weights_mb, report.stored_bytes, "stored weights", _heaviest(model)),
-        (limits.activations_mb, report.peak_activation_bytes, "activations live at the peak", peak),
-        (limits.total_mb, total, "weights and activations at the peak", peak),
+        (limits.weights_mib, report.stored_bytes, "stored weights", _heaviest(model)),
+        (limits.activations_mib, report.peak_activation_bytes, "activations live at the peak", peak),
+        (limits.total_mib, total, "weights and activations at the peak", peak),
     ):
         if limit is not None and needed > math.floor(limit * MIB):
             yield Problem(

@@ -201,9 +201,9 @@ def test_an_opset_outside_the_range_is_named() -> None:
 @pytest.mark.parametrize(
     ("memory", "needed", "node"),
     [
-        ({"weights_mb": 1}, 1_066_440, "fc1"),
-        ({"activations_mb": 0.004}, 4336, "fc1"),
-        ({"total_mb": 1.02}, 1_066_440 + 4336, "fc1"),
+        ({"weights_mib": 1}, 1_066_440, "fc1"),
+        ({"activations_mib": 0.004}, 4336, "fc1"),
+        ({"total_mib": 1.02}, 1_066_440 + 4336, "fc1"),
     ],
 )
 def test_memory_limits_name_the_node_the_need_and_the_limit(memory: dict[str, float], needed: int, node: str) -> None:
@@ -217,12 +217,12 @@ def test_the_heaviest_node_is_where_the_weights_are() -> None:
     net = Net()
     x = net.node("MatMul", net.input("x", [1, 8]), net.constant(np.zeros((8, 512), np.float32)), name="small")
     x = net.node("MatMul", x, net.constant(np.zeros((512, 512), np.float32)), name="big")
-    (problem,) = problems(net.model(x), load_target(raw(memory={"weights_mb": 1}), Path()))
+    (problem,) = problems(net.model(x), load_target(raw(memory={"weights_mib": 1}), Path()))
     assert problem.where == "node `big`"
 
 
 def test_a_graph_without_nodes_can_be_too_heavy() -> None:
     net = Net(0)
     w = net.weight("w", (1000, 1000))
-    (problem,) = problems(net.model(w), load_target(raw(memory={"weights_mb": 1}), Path()))
+    (problem,) = problems(net.model(w), load_target(raw(memory={"weights_mib": 1}), Path()))
     assert problem.where == "the graph, which has no nodes"
