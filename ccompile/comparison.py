@@ -35,6 +35,7 @@ class Running:
     rtol: float
     dtype: str = ""
     elements: int = 0
+    finite: int = 0
     mismatches: int = 0
     max_abs: float = 0.0
     excess: float = 0.0
@@ -56,6 +57,7 @@ class Running:
             candidate, reference = _map_values(candidate, reference)
         if reference is None or candidate is None:
             self.elements += 1
+            self.finite += 1
             self.mismatches += reference is not candidate
         elif (mine := _form(candidate)) != (theirs := _form(reference)):
             self.problem = self.problem or f"a {mine} instead of a {theirs}"
@@ -77,6 +79,7 @@ class Running:
             return
         self.elements += b.size
         if b.dtype.kind not in "fc" and "float" not in b.dtype.name:
+            self.finite += b.size
             self.mismatches += int(np.count_nonzero(a != b))
             return
         if b.size:
@@ -90,6 +93,7 @@ class Running:
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         self.mismatches += int(np.count_nonzero(strange & ~same)) + int(np.count_nonzero(finite & ~np.isfinite(a)))
         both = finite & np.isfinite(a)
+        self.finite += int(np.count_nonzero(both))
         if not both.any():
             return
         x, y = (a, b) if both.all() else (np.where(both, a, 0), np.where(both, b, 0))
@@ -128,6 +132,7 @@ class Running:
             name=self.name,
             dtype=self.dtype,
             elements=self.elements,
+            finite=self.finite,
             max_abs=self.max_abs,
             atol_needed=max(self.excess, 0.0),
             relative_l2=relative,

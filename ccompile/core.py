@@ -51,12 +51,16 @@ class Tolerance(Declaration):
 EXACT_RELATIVE_L2: dict[str, float] = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 
 
+_NOTHING_FINITE = "nothing finite was compared"
+
+
 @dataclass(frozen=True)
 class OutputComparison:
     """One output of two models on the same inputs; `reference` is the second operand everywhere.
 
     `argmax` and `kl` are None where they make no sense (see comparison.class_axis). `mismatches` counts entries that
-    cannot be close: NaN or infinity on one side only, and any difference of an integer, bool or string.
+    cannot be close: NaN or infinity on one side only, and any difference of an integer, bool or string. `finite` counts
+    the elements that could be compared at all: NaN against NaN says nothing about a model.
     """
 
     name: str
@@ -71,6 +75,7 @@ class OutputComparison:
     kl: float | None
     mismatches: int
     problem: str = ""
+    finite: int = 1
 
     def violations(self, tolerance: Tolerance) -> list[str]:
         """Return what leaves `tolerance`, in words; an output of which nothing was compared always does."""
@@ -82,6 +87,8 @@ class OutputComparison:
         if self.mismatches:
             what = "NaN or infinity on one side only" if inexact else "exact values that differ"
             return [f"{self.mismatches} of {self.elements} elements: {what}"]
+        if not self.finite:
+            return [_NOTHING_FINITE]
         if inexact and self.argmax is None and tolerance.limits().keys() == {"argmax"}:
             return ["argmax says nothing about it, it has no class axis: give another limit as well"]
         measured = {"relative_l2": self.relative_l2, "cosine": self.cosine, "argmax": self.argmax}
@@ -124,14 +131,16 @@ class Comparison:
 
     @property
     def unjudged(self) -> dict[str, list[str]]:
-        """Return, by output, that it had no element on any sample."""
+        """Return, by output, that it had no element, or no finite one, on any sample."""
         said = f"it is empty on all {self.samples} samples; real verification data may fill it"
-        return {output.name: [said] for output in self.outputs if not output.elements and not output.problem}
+        empty = {output.name: [said] for output in self.outputs if not output.elements and not output.problem}
+        strange = [o for o in self.outputs if o.elements and not (o.finite or o.mismatches or o.problem)]
+        return empty | {output.name: [_NOTHING_FINITE] for output in strange}
 
     @property
     def needed(self) -> Tolerance | None:
         """Return the smallest limits, in three digits, that each would pass alone; None when no tolerance can."""
-        if not self.outputs or any(o.problem or o.mismatches or not o.elements for o in self.outputs):
+        if not self.outputs or any(o.problem or o.mismatches or not o.finite or not o.elements for o in self.outputs):
             return None
         limits = {
             "atol": round_up(max(o.atol_needed for o in self.outputs)),

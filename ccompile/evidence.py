@@ -48,6 +48,7 @@ class OutputRecord(Record):
     kl: float | None
     mismatches: int
     problem: str
+    finite: int = 1
 
 
 class ComparisonRecord(Record):

@@ -39,6 +39,7 @@ from ccompile.recording import Recording
 from ccompile.request import Request, check_paths, dump_name
 from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, site_errors
+from ccompile.soundness import Constancy
 from ccompile.spec import Spec
 
 
@@ -145,16 +146,19 @@ class _Run:
 
     def _run_source(self) -> Recording:
         """Return the source's outputs; hold them against the data's own expected outputs where it has some."""
-        outputs, expected = Recording(), Recording()
+        outputs, expected, constancy = Recording(), Recording(), Constancy()
         start = time.perf_counter()
         session = runtime.Session(self.source.model, self.settings)
         for batch in self.data.verification.batches():
-            outputs.append(session.run(batch.feeds))
+            produced = session.run(batch.feeds)
+            outputs.append(produced)
+            constancy.add(produced, batch.samples)
             if batch.labels is not None:
                 self.labels.append(batch.labels)
             if batch.expected is not None:
                 expected.append(batch.expected)
         self.verifying += time.perf_counter() - start
+        self._note(constancy.notes)
         if len(expected) and len(expected) == len(outputs):
             pairs = zip(outputs, expected, strict=True)
             mine = [{name: found[name] for name in found if name in wanted} for found, wanted in pairs]

@@ -169,7 +169,7 @@ def test_an_argmax_limit_alone_accepts_equal_integers() -> None:
 
 # ---------------------------------------------------------------------------------------------- NaN, infinity, zero
 
-SAME = [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, 1.0], [math.nan, math.nan]]
+SAME = [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, 1.0]]
 OTHER = [
     ([math.nan, 1.0], [0.0, 1.0]),
     ([0.0, 1.0], [math.nan, 1.0]),
@@ -192,6 +192,21 @@ def test_new_or_vanished_nan_and_infinity_fail_whatever_the_tolerance(
     found = compared(f32(*candidate), f32(*reference))
     assert found.violations(ANYTHING) == ["1 of 2 elements: NaN or infinity on one side only"]
     assert Comparison((found,), 1).needed is None
+
+
+@pytest.mark.parametrize("values", [(math.nan, math.nan), (math.inf, -math.inf)])
+def test_outputs_without_a_finite_element_verify_nothing(values: tuple[float, ...]) -> None:
+    found = compare([{"y": f32(*values)}], [{"y": f32(*values)}], 2)
+    said = {"y": ["nothing finite was compared"]}
+    assert found.violations(ANYTHING) == found.exact_violations() == found.unjudged == said
+    assert found.needed is None
+    assert not compare([{"y": f32(*values, 1)}], [{"y": f32(*values, 1)}], 2).exact_violations()
+
+
+def test_nan_on_one_side_is_a_difference_and_not_merely_unjudged() -> None:
+    found = compare([{"y": f32(math.nan)}], [{"y": f32(math.inf)}], 1)
+    assert not found.unjudged
+    assert "on one side only" in found.exact_violations()["y"][0]
 
 
 def test_finite_neighbours_of_a_shared_nan_are_compared() -> None:

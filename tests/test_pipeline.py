@@ -136,6 +136,27 @@ def test_an_output_that_is_empty_on_every_sample_cannot_be_judged(
     assert "First site" not in evidence.reason
 
 
+def test_an_output_that_the_inputs_do_not_reach_is_noted(tmp_path: Path) -> None:
+    net = builders.Net(0)
+    x = net.input("x", ["N", 6])
+    silent = net.node("Mul", x, net.constant(np.zeros(6, np.float32)), name="silent")
+    evidence = run(tmp_path, net.model(net.dense(x, "fc", 6, 3), silent), ["fold-batchnorm"])
+    assert evidence.verdict == "ok"
+    assert [note for note in evidence.notes if "proves little" in note] == [
+        "output `silent_out` is the same on all samples: it proves little"
+    ]
+
+
+def test_outputs_that_are_nan_on_every_sample_cannot_be_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = builders.Net(0)
+    broken = net.node("Mul", net.input("x", ["N", 6]), net.constant(np.full(6, np.nan, np.float32)), name="broken")
+    model = net.model(net.dense(broken, "fc", 6, 3))
+    plant(monkeypatch, lambda view: shift_bias(view, "fc", 1))
+    evidence = run(tmp_path, model, ["planted"])
+    assert failed_without_output(evidence, tmp_path)
+    assert "output `fc_out` cannot be judged: nothing finite was compared" in evidence.reason
+
+
 def test_steps_after_a_failure_do_not_run(tmp_path: Path) -> None:
     step = {"split-svd": {"rank": 1, "tolerance": {"relative_l2": 1e-9}}}
     assert len(run(tmp_path, builders.mlp(0), [step, "tidy-graph"]).steps) == 1
