@@ -24,11 +24,12 @@ class Constancy:
         for name, value in outputs.items():
             if name in self._moved or not isinstance(value, np.ndarray | np.generic) or not value.size:
                 continue
-            rows = value if value.ndim and len(value) == samples else value[None]
+            whole: Array = np.asarray(value)
+            rows = whole if whole.ndim and len(whole) == samples else whole[None]
             first = self._first.setdefault(name, np.array(rows[0]))
             self._seen[name] = self._seen.get(name, 0) + len(rows)
             same = rows.shape[1:] == first.shape and bool(np.all((rows == first) | ((rows != rows) & (first != first))))
-            if not same or not _is_float(value):
+            if not same or not _is_float(whole):
                 self._moved.add(name)
                 del self._first[name]
 
@@ -39,5 +40,5 @@ class Constancy:
         return [f"output `{name}` is the same on all samples: it proves little" for name in constant]
 
 
-def _is_float(array: Array | np.generic) -> bool:
+def _is_float(array: Array) -> bool:
     return array.dtype.kind in "fc" or "float" in array.dtype.name
