@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccompile.core import Comparison, OutputComparison, Tolerance
+from ccompile.core import EXACT_RELATIVE_L2, EXACT_SHARE, Comparison, OutputComparison, Tolerance
 
 if TYPE_CHECKING:
     from ccompile.core import Array
@@ -25,6 +25,49 @@ def class_axis(array: Array) -> int | None:
         return None
     axis = 1 if array.ndim == 4 else array.ndim - 1
     return axis if array.shape[axis] >= 2 else None
+
+
+_ENTRIES = 4096  # sums kept per axis; a longer axis has neighbours share one
+
+
+@dataclass
+class Entries:
+    """Squared sums per index of one axis: large entries must not hide small ones that broke."""
+
+    axis: int
+    width: int = 0
+    error: Array = field(default_factory=lambda: np.zeros(0))
+    reference: Array = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, error: Array, reference: Array) -> None:
+        """Add squares of one batch; the axis may be longer or shorter than before."""
+        size = error.shape[self.axis]
+        self.width = self.width or -(-size // _ENTRIES)
+        others = tuple(axis for axis in range(error.ndim) if axis != self.axis)
+        starts = np.arange(0, size, self.width)
+        fresh = [np.add.reduceat(squares.sum(others), starts) for squares in (error, reference)]
+        self.error, self.reference = (_added(a, b) for a, b in zip((self.error, self.reference), fresh, strict=True))
+
+    def worst(self, share: float) -> tuple[float, str]:
+        """Return the largest relative L2 of an entry, and which it is.
+
+        Entries whose norm, or whose error, is less than `share` of the whole output are rounding next to the others.
+        """
+        least = share**2 * float(self.reference.sum())
+        counts = (self.reference > least) & (self.error > least)
+        if not counts.any():
+            return 0.0, ""
+        ratios = np.sqrt(np.divide(self.error, self.reference, out=np.zeros_like(self.error), where=counts))
+        index = int(np.argmax(ratios.round(9)))
+        last = f"..{(index + 1) * self.width - 1}" if self.width > 1 else ""
+        return float(ratios[index]), f"index {index * self.width}{last} of axis {self.axis}"
+
+
+def _added(a: Array, b: Array) -> Array:
+    long, short = (a, b) if len(a) > len(b) else (b, a)
+    total: Array = long.copy()
+    total[: len(short)] += short
+    return total
 
 
 @dataclass
@@ -47,6 +90,7 @@ class Running:
     kept: int = 0
     kl: float | None = 0.0
     problem: str = ""
+    entries: dict[int, Entries] = field(default_factory=dict)
 
     def update(self, candidate: Any, reference: Any) -> None:
         """Add one batch; sequences add their elements, maps their values."""
@@ -104,6 +148,10 @@ class Running:
         self.reference += float(np.vdot(y, y).real)
         self.candidate += float(np.vdot(x, x).real)
         self.dot += float(np.vdot(x, y).real)
+        if y.ndim > 1:
+            squares = difference**2, np.abs(y) ** 2
+            for index in {1, y.ndim - 1}:
+                self.entries.setdefault(index, Entries(index)).add(*squares)
         if wide is np.float64 and (axis := class_axis(y)) is not None:
             self._classes(np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1))
 
@@ -128,11 +176,16 @@ class Running:
             problem = problem or "its values are too large to compare"
         relative = math.sqrt(self.error / self.reference) if self.reference else (math.inf if self.max_abs else 0.0)
         norms = math.sqrt(self.reference) * math.sqrt(self.candidate)
+        share = EXACT_SHARE * EXACT_RELATIVE_L2.get(self.dtype, EXACT_RELATIVE_L2["float32"])
+        worst = [entries.worst(share) for _, entries in sorted(self.entries.items())]
+        entry_l2, entry = max(worst, key=lambda found: round(found[0], 9), default=(0.0, ""))
         return OutputComparison(
             name=self.name,
             dtype=self.dtype,
             elements=self.elements,
             finite=self.finite,
+            entry_l2=entry_l2,
+            entry=entry,
             max_abs=self.max_abs,
             atol_needed=max(self.excess, 0.0),
             relative_l2=relative,

@@ -50,6 +50,8 @@ class Tolerance(Declaration):
 # float32: 1e-7 to 2e-5; the smallest mistakes that we planted (one wrong bias entry) moved outputs by more than 1e-3.
 EXACT_RELATIVE_L2: dict[str, float] = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 
+EXACT_ENTRY = 100.0  # times that, at most 0.5, for each index of the class axis (entries are smaller than the whole)
+EXACT_SHARE = 0.01  # times that: the share of the output's norm below which an entry, or its error, is rounding
 
 _NOTHING_FINITE = "nothing finite was compared"
 
@@ -61,6 +63,8 @@ class OutputComparison:
     `argmax` and `kl` are None where they make no sense (see comparison.class_axis). `mismatches` counts entries that
     cannot be close: NaN or infinity on one side only, and any difference of an integer, bool or string. `finite` counts
     the elements that could be compared at all: NaN against NaN says nothing about a model.
+    `entry_l2` is the largest relative L2 of one index of the class axis, and `entry` which it is: a small entry may be
+    broken while the whole is not.
     """
 
     name: str
@@ -76,6 +80,8 @@ class OutputComparison:
     mismatches: int
     problem: str = ""
     finite: int = 1
+    entry_l2: float = 0.0
+    entry: str = ""
 
     def violations(self, tolerance: Tolerance) -> list[str]:
         """Return what leaves `tolerance`, in words; an output of which nothing was compared always does."""
@@ -106,6 +112,14 @@ class OutputComparison:
                 broken.append(f"max abs {self.max_abs:.3g}: needs atol {self.atol_needed:.3g} > {limit:.3g}")
         return broken
 
+    def exact_violations(self) -> list[str]:
+        """Return what is more than float reordering, on the whole output or on one entry of it."""
+        limit = EXACT_RELATIVE_L2.get(self.dtype, EXACT_RELATIVE_L2["float32"])
+        each = min(EXACT_ENTRY * limit, 0.5)
+        if (broken := self.violations(Tolerance(relative_l2=limit))) or self.entry_l2 <= each:
+            return broken
+        return [f"relative_l2 {self.entry_l2:.3g} > {each:.3g} at {self.entry}"]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -116,17 +130,16 @@ class Comparison:
 
     def violations(self, tolerance: Tolerance) -> dict[str, list[str]]:
         """Return, by output, what leaves `tolerance`; comparing nothing at all is a violation."""
-        return self._violations(lambda output: tolerance)
+        return self._violations(lambda output: output.violations(tolerance))
 
     def exact_violations(self) -> dict[str, list[str]]:
         """Return, by output, what is more than float reordering."""
-        default = EXACT_RELATIVE_L2["float32"]
-        return self._violations(lambda output: Tolerance(relative_l2=EXACT_RELATIVE_L2.get(output.dtype, default)))
+        return self._violations(OutputComparison.exact_violations)
 
-    def _violations(self, limit: Callable[[OutputComparison], Tolerance]) -> dict[str, list[str]]:
+    def _violations(self, judge: Callable[[OutputComparison], list[str]]) -> dict[str, list[str]]:
         if not self.outputs:
             return {"": ["nothing was compared"]}
-        broken = {output.name: output.violations(limit(output)) for output in self.outputs} | self.unjudged
+        broken = {output.name: judge(output) for output in self.outputs} | self.unjudged
         return {name: found for name, found in broken.items() if found}
 
     @property

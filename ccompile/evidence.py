@@ -49,6 +49,8 @@ class OutputRecord(Record):
     mismatches: int
     problem: str
     finite: int = 1
+    entry_l2: float | None = 0.0
+    entry: str = ""
 
 
 class ComparisonRecord(Record):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -215,6 +216,54 @@ def test_finite_neighbours_of_a_shared_nan_are_compared() -> None:
 
 def test_negative_zero_equals_zero() -> None:
     assert compared(f32(-0.0), f32(0.0)).violations(Tolerance(atol=0, relative_l2=0)) == []
+
+
+# ---------------------------------------------------------------------------------------------- small beside large
+
+
+def detections(rng: np.random.Generator, axis: int) -> tuple[Array, Array]:
+    """Return boxes of hundreds and scores of hundredths in one output, and the same with all scores zero."""
+    parts = [640 * rng.uniform(0.1, 1, (8, 4, 6)), 0.01 * rng.uniform(0, 1, (8, 80, 6))]
+    found = [np.moveaxis(np.concatenate([parts[0], k * parts[1]], 1), 1, axis).astype(np.float32) for k in (1, 0)]
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_large_channels_do_not_hide_small_ones_that_broke(axis: int) -> None:
+    reference, candidate = detections(np.random.default_rng(0), axis)
+    found = compare([{"y": candidate}], [{"y": reference}], 8)
+    assert found.outputs[0].relative_l2 < 1e-4
+    (said,) = found.exact_violations()["y"]
+    assert re.fullmatch(rf"relative_l2 1 > 0\.01 at index \d+ of axis {axis}", said)
+    assert not found.violations(Tolerance(relative_l2=1e-3))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_a_lost_small_entry_is_found_in_every_type(dtype: Any) -> None:
+    reference = np.array([[1, 0.01]] * 4, dtype)
+    candidate = np.array([[1, 0]] * 4, dtype)
+    assert compared(candidate, reference).exact_violations()
+    assert not compared(reference, reference).exact_violations()
+
+
+def test_rounding_of_the_large_is_no_error_of_an_entry_that_is_nearly_zero() -> None:
+    reference = f32(*[[1, 1e-7]] * 4)
+    assert not compared(reference + f32(0, 3e-7), reference).exact_violations()
+
+
+def test_an_entry_is_judged_over_all_batches_whatever_their_length() -> None:
+    big, small = f32([100, 0.01, 0.01]), f32([100, 0.01])
+    found = compare([{"y": f32([100, 0.01, 0])}, {"y": small}], [{"y": big}, {"y": small}], 2)
+    assert found.outputs[0].entry == "index 2 of axis 1"
+    assert found.outputs[0].entry_l2 == 1
+
+
+def test_a_very_long_axis_is_judged_by_neighbours() -> None:
+    reference = np.full((1, 10_000), 1e-3, np.float32)
+    reference[0, 0] = 1e3
+    candidate = reference.copy()
+    candidate[0, 9_000:9_003] = 0
+    assert compared(candidate, reference).entry == "index 9000..9002 of axis 1"
 
 
 # ---------------------------------------------------------------------------------------------- types and containers
