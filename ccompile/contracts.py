@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -19,8 +20,17 @@ ANY = Tolerance.model_construct(
 )  # what a lossy step without a tolerance must keep: shapes, types, finite values
 
 
-def broken(step: Pass, previous: Comparison, sites: Sequence[SiteError]) -> str:
-    """Return how the step's contract broke, or nothing. `previous`: against the graph that the step was given."""
+def broken(
+    step: Pass,
+    previous: Comparison,
+    sites: Sequence[SiteError],
+    applied: Sequence[Site] = (),
+    unmeasured: Mapping[Site, str] = MappingProxyType({}),
+) -> str:
+    """Return how the step's contract broke, or nothing. `previous`: against the graph that the step was given.
+
+    A bounded pass owes a bound, and a measurement of it, at every site that it `applied`; `unmeasured` says why not.
+    """
     for kind, violations in _violations(step, previous):
         for name, found in violations.items():
             return f"output `{name}` {kind}: {'; '.join(found)}"
@@ -28,6 +38,12 @@ def broken(step: Pass, previous: Comparison, sites: Sequence[SiteError]) -> str:
         if not error.holds:
             nodes = ", ".join(error.site.nodes)
             return f"site {nodes} broke its own bound: |dy|/|x| is {error.gain:.4g}, promised {error.site.bound:.4g}"
+    for site in applied if step.kind == "bounded" else ():
+        nodes = ", ".join(site.nodes)
+        if site.bound is None:
+            return f"site {nodes} states no bound, which a bounded pass owes everywhere"
+        if site in unmeasured:
+            return f"the bound of site {nodes} could not be measured: {unmeasured[site]}"
     return ""
 
 

@@ -259,8 +259,9 @@ class _Run:
         previous = compare(outputs, before.outputs, self.samples, rtol)
         source = compare(outputs, self.origin.outputs, self.samples, rtol)
         bounded = [site for site in result.applied if site.bound is not None]
-        sites, unmeasured = site_errors(before.model, model, bounded, self.single, self.settings)
-        broken = contracts.broken(step, previous, sites)
+        first = next(iter(self._feeds()))
+        sites, unmeasured = site_errors(before.model, model, bounded, first, self.settings)
+        broken = contracts.broken(step, previous, sites, result.applied, unmeasured)
         return _Attempt(self._state(model, outputs), previous, source, sites, unmeasured, broken)
 
     def _record(self, index: int, step: Pass, result: PassResult, attempt: _Attempt, verdict: Verdict) -> StepRecord:

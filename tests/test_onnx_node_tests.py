@@ -87,7 +87,7 @@ def stored(case: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
 
 
 def differences(mine: Outputs, theirs: Outputs) -> dict[str, list[str]]:
-    """What is more than float reordering; nothing can differ between outputs that are empty, or NaN and infinite alike."""
+    """What is more than float reordering; nothing differs between outputs that are empty or not finite."""
     found = compare([mine], [theirs], 1)
     return {name: broken for name, broken in found.exact_violations().items() if name not in found.unjudged}
 

@@ -228,12 +228,43 @@ def test_a_bound_that_could_not_be_measured_is_noted(tmp_path: Path, monkeypatch
         seen = Site(("fc1",), input="x", output="fc1_out", bound=1)
         return PassResult((seen, Site(("fc2",), "halved", input="gone", output="fc2_out", bound=1)))
 
-    plant(monkeypatch, edit, "bounded")
-    evidence = run(tmp_path, builders.mlp(0), ["planted"])
+    plant(monkeypatch, edit, "lossy")
+    evidence = run(tmp_path, builders.mlp(0), [{"planted": {"tolerance": {"atol": 1}}}])
     assert evidence.verdict == "ok"
     reason = "the graph before the step has no value `gone`"
     assert [site.note for site in evidence.steps[0].applied] == ["", f"halved; bound not measured: {reason}"]
     assert f"step 1 planted: bound not measured at 1 of 2 sites, first fc2: {reason}" in evidence.notes
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        (Site(("fc2",), input="relu1_out", output="fc2_out"), "site fc2 states no bound"),
+        (
+            Site(("fc2",), input="gone", output="fc2_out", bound=1),
+            "the bound of site fc2 could not be measured: the gr",
+        ),
+    ],
+)
+def test_a_bounded_pass_owes_a_measured_bound_at_every_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: Site, said: str
+) -> None:
+    plant(monkeypatch, lambda view: PassResult((site,)), "bounded")
+    evidence = run(tmp_path, builders.mlp(0), ["planted"])
+    assert failed_without_output(evidence, tmp_path)
+    assert said in evidence.reason
+
+
+def test_a_bound_is_measured_on_all_samples_of_the_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def edit(view: View) -> PassResult:
+        shift_bias(view, "fc1", 1)
+        return PassResult((Site(("fc1",), input="x", output="fc1_out", bound=10),))
+
+    x = np.ones((4, 12), np.float32) * np.array([[10], [0], [0], [0]], np.float32)
+    np.savez(tmp_path / "v.npz", x=x)
+    plant(monkeypatch, edit, "bounded")
+    (site,) = run(tmp_path, builders.mlp(0), ["planted"], {"verification": {"npz": "v.npz"}}).steps[0].applied
+    assert site.measured == pytest.approx(math.sqrt(4 * 24) / math.sqrt(12 * 100), rel=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- broken graphs
