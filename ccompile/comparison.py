@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccompile.core import EXACT_RELATIVE_L2, EXACT_SHARE, Comparison, OutputComparison, Tolerance
+from ccompile.core import EXACT_RELATIVE_L2, EXACT_SHARE, Comparison, OutputComparison, Tolerance, is_inexact
 
 if TYPE_CHECKING:
     from ccompile.core import Array
@@ -102,7 +102,8 @@ class Running:
         if reference is None or candidate is None:
             self.elements += 1
             self.finite += 1
-            self.mismatches += reference is not candidate
+            if reference is not candidate:
+                self.problem = self.problem or "absent on one side only"
         elif (mine := _form(candidate)) != (theirs := _form(reference)):
             self.problem = self.problem or f"a {mine} instead of a {theirs}"
         elif isinstance(reference, list):
@@ -169,6 +170,11 @@ class Running:
         p, q = np.clip(b, 1e-12, None), np.clip(a, 1e-12, None)
         self.kl += float((p * np.log(p / q)).sum())
 
+    def _agreement(self) -> float | None:
+        if self.dtype and not is_inexact(self.dtype):
+            return (self.elements - self.mismatches) / self.elements if self.elements else None
+        return self.kept / self.rows if self.rows else None
+
     def result(self) -> OutputComparison:
         """Return the comparison over all that was added."""
         problem = self.problem
@@ -193,7 +199,7 @@ class Running:
             if 0 < relative < math.inf
             else (math.inf if not relative else -math.inf),
             cosine=min(max(self.dot / norms, -1.0), 1.0) if norms else float(self.reference == self.candidate),
-            argmax=self.kept / self.rows if self.rows else None,
+            argmax=self._agreement(),
             kl=max(self.kl, 0.0) / self.rows if self.rows and self.kl is not None else None,
             mismatches=self.mismatches,
             problem=problem,

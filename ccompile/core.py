@@ -30,7 +30,12 @@ class Tolerance(Declaration):
     rtol: float | None = Field(None, ge=0, description="largest difference relative to the reference element")
     relative_l2: float | None = Field(None, ge=0, description="|a - b| / |b| over all elements of an output")
     cosine: float | None = Field(None, ge=-1, le=1, description="least cosine similarity of an output")
-    argmax: float | None = Field(None, ge=0, le=1, description="least share of rows that keep their largest entry")
+    argmax: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="least share of rows that keep their largest entry, or of equal elements of an integer output",
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> Tolerance:
@@ -53,6 +58,12 @@ EXACT_RELATIVE_L2: dict[str, float] = {"float64": 1e-10, "float32": 1e-4, "float
 EXACT_ENTRY = 100.0  # times that, at most 0.5, for each index of the class axis (entries are smaller than the whole)
 EXACT_SHARE = 0.01  # times that: the share of the output's norm below which an entry, or its error, is rounding
 
+
+def is_inexact(dtype: str) -> bool:
+    """Return whether values of a type are compared by how close they are."""
+    return "float" in dtype or dtype.startswith("complex")
+
+
 _NOTHING_FINITE = "nothing finite was compared"
 
 
@@ -60,7 +71,8 @@ _NOTHING_FINITE = "nothing finite was compared"
 class OutputComparison:
     """One output of two models on the same inputs; `reference` is the second operand everywhere.
 
-    `argmax` and `kl` are None where they make no sense (see comparison.class_axis). `mismatches` counts entries that
+    `argmax` and `kl` are None where they make no sense (see comparison.class_axis); the `argmax` of an integer, bool or
+    string output, which may be an argmax itself, is the share of equal elements. `mismatches` counts entries that
     cannot be close: NaN or infinity on one side only, and any difference of an integer, bool or string. `finite` counts
     the elements that could be compared at all: NaN against NaN says nothing about a model.
     `entry_l2` is the largest relative L2 of one index of the class axis, and `entry` which it is: a small entry may be
@@ -89,8 +101,8 @@ class OutputComparison:
             return [self.problem]
         if self.elements == 0:
             return ["nothing was compared"]
-        inexact = self.dtype.startswith(("float", "bfloat", "complex"))
-        if self.mismatches:
+        inexact = is_inexact(self.dtype)
+        if self.mismatches and (inexact or tolerance.argmax is None):
             what = "NaN or infinity on one side only" if inexact else "exact values that differ"
             return [f"{self.mismatches} of {self.elements} elements: {what}"]
         if not self.finite:
@@ -151,15 +163,30 @@ class Comparison:
         return empty | {output.name: [_NOTHING_FINITE] for output in strange}
 
     @property
+    def decided(self) -> bool:
+        """Return whether integers differ, which only a limit on argmax can allow."""
+        return any(output.mismatches and not is_inexact(output.dtype) for output in self.outputs)
+
+    @property
     def needed(self) -> Tolerance | None:
-        """Return the smallest limits, in three digits, that each would pass alone; None when no tolerance can."""
-        if not self.outputs or any(o.problem or o.mismatches or not o.finite or not o.elements for o in self.outputs):
+        """Return the smallest limits, in three digits, that each would pass alone; None when no tolerance can.
+
+        Where integers differ, each passes together with that on argmax only.
+        """
+        if not self.outputs or any(o.problem or not o.finite or not o.elements for o in self.outputs):
             return None
-        limits = {
-            "atol": round_up(max(o.atol_needed for o in self.outputs)),
-            "relative_l2": round_up(max(o.relative_l2 for o in self.outputs)),
-            "cosine": _round_down(min(o.cosine for o in self.outputs)),
-        }
+        if any(o.mismatches and is_inexact(o.dtype) for o in self.outputs):
+            return None
+        close = [o for o in self.outputs if is_inexact(o.dtype) or not self.decided]
+        limits = (
+            {
+                "atol": round_up(max(o.atol_needed for o in close)),
+                "relative_l2": round_up(max(o.relative_l2 for o in close)),
+                "cosine": _round_down(min(o.cosine for o in close)),
+            }
+            if close
+            else {}
+        )
         if argmax := [o.argmax for o in self.outputs if o.argmax is not None]:
             limits["argmax"] = _round_down(min(argmax))
         finite = {name: limit for name, limit in limits.items() if math.isfinite(limit)}

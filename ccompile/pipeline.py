@@ -17,7 +17,7 @@ from ccompile import __version__, contracts, cost, disk, graph, runtime
 from ccompile import target as targets
 from ccompile.analysis.shapes import ValueType, infer
 from ccompile.comparison import class_axis, compare, rtol_of
-from ccompile.core import Comparison, Compression, Pass, PassResult, Rewrite, Site, Skip, View
+from ccompile.core import Comparison, Compression, Pass, PassResult, Rewrite, Site, Skip, Tolerance, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
 from ccompile.errors import ContractError, DataError, ModelError, PassError, Problem, SpecError
@@ -138,6 +138,10 @@ class _Run:
         self.origin = self.state = self._state(self.source.model, outputs)
         self._note(self.origin.cost.notes)
 
+    @property
+    def _default(self) -> Tolerance:
+        return contracts.default_tolerance(self.request.spec.gates)
+
     def _note(self, notes: Iterable[str]) -> None:
         self.notes += [note for note in notes if note not in self.notes]
 
@@ -196,7 +200,7 @@ class _Run:
             attempt.broken += f" ({self.samples} samples, seed {self.request.seed})"
             if attempt.previous is not None:
                 before, sites, run = self.state.model, result.applied, self._feeds
-                text = contracts.advice(step, before, model, sites, attempt.previous, run, self.settings)
+                text = contracts.advice(step, before, model, sites, attempt.previous, run, self.settings, self._default)
                 attempt.broken += "\n" + text if text else ""
         if self.request.dump is not None:
             graph.save(model, self.request.dump / dump_name(index, step))
@@ -261,7 +265,7 @@ class _Run:
         bounded = [site for site in result.applied if site.bound is not None]
         first = next(iter(self._feeds()))
         sites, unmeasured = site_errors(before.model, model, bounded, first, self.settings)
-        broken = contracts.broken(step, previous, sites, result.applied, unmeasured)
+        broken = contracts.broken(step, previous, sites, result.applied, unmeasured, self._default)
         return _Attempt(self._state(model, outputs), previous, source, sites, unmeasured, broken)
 
     def _record(self, index: int, step: Pass, result: PassResult, attempt: _Attempt, verdict: Verdict) -> StepRecord:

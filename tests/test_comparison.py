@@ -300,8 +300,27 @@ def test_what_is_exact_depends_on_the_type() -> None:
     ],
 )
 def test_integers_bools_and_strings_are_exact(candidate: Array, reference: Array) -> None:
-    assert "exact values that differ" in compared(candidate, reference).violations(ANYTHING)[0]
+    anything = ANYTHING.model_copy(update={"argmax": None})
+    assert "exact values that differ" in compared(candidate, reference).violations(anything)[0]
+    assert "exact values that differ" in compared(candidate, reference).exact_violations()[0]
     assert compared(reference, reference).violations(Tolerance(atol=0)) == []
+
+
+def test_an_argmax_limit_bounds_the_share_of_integers_that_differ() -> None:
+    mine, theirs = np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])
+    assert not verdict(mine, theirs, argmax=0.75)
+    assert not verdict(mine, theirs, argmax=0.75, atol=0)
+    assert verdict(mine, theirs, argmax=0.76) == ["argmax 0.75 < 0.76"]
+
+
+def test_what_integers_needed_is_reported_and_passes() -> None:
+    classes = compare([{"y": np.array([1, 2])}], [{"y": np.array([1, 3])}], 2)
+    assert classes.needed == Tolerance(argmax=0.5)
+    both = compare([{"y": np.array([1, 2]), "x": f32(3, 4)}], [{"y": np.array([1, 3]), "x": f32(3, 5)}], 2)
+    offered = passing_tolerance(Tolerance(relative_l2=0.1), both)
+    assert offered is not None
+    assert offered.limits().keys() == {"relative_l2", "argmax"}
+    assert not both.violations(offered)
 
 
 def test_sequences_are_compared_element_by_element() -> None:

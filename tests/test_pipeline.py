@@ -390,6 +390,56 @@ def test_an_argmax_gate_on_an_output_without_classes_breaks(tmp_path: Path) -> N
     assert "no class axis" in evidence.reason
 
 
+def deciding(also_scores: bool = False) -> ir.Model:
+    net = builders.Net(0)
+    scores = net.dense(net.input("x", ["N", 12]), "fc", 12, 9)
+    decided = net.node("ArgMax", scores, name="decide", axis=1)
+    return net.model(decided, *([scores] if also_scores else []))
+
+
+ONE_RANK: dict[str, Any] = {"split-svd": {"rank": 3, "only": ["fc"]}}
+
+
+@pytest.mark.parametrize(("limit", "verdict"), [(0.1, "ok"), (1.0, "failed")])
+def test_an_argmax_limit_judges_a_graph_that_ends_in_argmax(tmp_path: Path, limit: float, verdict: str) -> None:
+    data = {"verification": {"synthetic": {}, "samples": 64}}
+    step = {"split-svd": {**ONE_RANK["split-svd"], "tolerance": {"argmax": limit}}}
+    stepped = run(tmp_path, deciding(), [step], data)
+    assert stepped.verdict == verdict, stepped.reason
+    gated = run(tmp_path, deciding(), [ONE_RANK], data, gates={"argmax": limit})
+    assert gated.verdict == verdict, gated.reason
+    assert gated.final is not None
+    (output,) = gated.final.outputs
+    assert output.argmax is not None
+    assert 0.1 < output.argmax < 1
+    assert gated.gates[0].value == pytest.approx(output.argmax, abs=1e-5)
+    (tmp_path / "out.onnx").unlink(missing_ok=True)
+
+
+def test_integers_are_exact_where_no_argmax_limit_is_given(tmp_path: Path) -> None:
+    data = {"verification": {"synthetic": {}, "samples": 64}}
+    evidence = run(tmp_path, deciding(), [ONE_RANK], data, gates={"relative_l2": 100})
+    assert failed_without_output(evidence, tmp_path)
+    assert "exact values that differ" in evidence.reason
+    assert "tolerance: {argmax: 0." in evidence.reason
+
+
+def test_an_argmax_gate_judges_integers_and_the_other_gates_the_rest(tmp_path: Path) -> None:
+    data, gates = {"verification": {"synthetic": {}, "samples": 64}}, {"argmax": 0.1, "relative_l2": 10, "atol": 100}
+    evidence = run(tmp_path, deciding(also_scores=True), [ONE_RANK], data, gates=gates)
+    assert evidence.verdict == "ok", evidence.reason
+    gates["relative_l2"] = 1e-6
+    evidence = run(tmp_path, deciding(also_scores=True), [ONE_RANK], data, gates=gates)
+    assert [gate.holds for gate in evidence.gates if gate.name in ("relative_l2", "argmax")] == [False, True]
+
+
+def test_gates_that_only_floats_can_break_hold_where_only_integers_moved(tmp_path: Path) -> None:
+    data, gates = {"verification": {"synthetic": {}, "samples": 64}}, {"argmax": 0.1, "relative_l2": 0}
+    evidence = run(tmp_path, deciding(), [ONE_RANK], data, gates=gates)
+    assert evidence.verdict == "ok", evidence.reason
+    assert "which argmax judges" in evidence.gates[0].detail or "which argmax judges" in evidence.gates[1].detail
+
+
 def two_heads() -> ir.Model:
     net = builders.Net(0)
     x = net.input("x", ["N", 12])
