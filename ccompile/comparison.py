@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccompile.core import Comparison, OutputComparison, Tolerance
+from ccompile.core import EXACT_RELATIVE_L2, EXACT_SHARE, Comparison, OutputComparison, Tolerance, is_inexact
 
 if TYPE_CHECKING:
     from ccompile.core import Array
@@ -27,6 +27,49 @@ def class_axis(array: Array) -> int | None:
     return axis if array.shape[axis] >= 2 else None
 
 
+_ENTRIES = 4096  # sums kept per axis; a longer axis has neighbours share one
+
+
+@dataclass
+class Entries:
+    """Squared sums per index of one axis: large entries must not hide small ones that broke."""
+
+    axis: int
+    width: int = 0
+    error: Array = field(default_factory=lambda: np.zeros(0))
+    reference: Array = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, error: Array, reference: Array) -> None:
+        """Add squares of one batch; the axis may be longer or shorter than before."""
+        size = error.shape[self.axis]
+        self.width = self.width or -(-size // _ENTRIES)
+        others = tuple(axis for axis in range(error.ndim) if axis != self.axis)
+        starts = np.arange(0, size, self.width)
+        fresh = [np.add.reduceat(squares.sum(others), starts) for squares in (error, reference)]
+        self.error, self.reference = (_added(a, b) for a, b in zip((self.error, self.reference), fresh, strict=True))
+
+    def worst(self, share: float) -> tuple[float, str]:
+        """Return the largest relative L2 of an entry, and which it is.
+
+        Entries whose norm, or whose error, is less than `share` of the whole output are rounding next to the others.
+        """
+        least = share**2 * float(self.reference.sum())
+        counts = (self.reference > least) & (self.error > least)
+        if not counts.any():
+            return 0.0, ""
+        ratios = np.sqrt(np.divide(self.error, self.reference, out=np.zeros_like(self.error), where=counts))
+        index = int(np.argmax(ratios.round(9)))
+        last = f"..{(index + 1) * self.width - 1}" if self.width > 1 else ""
+        return float(ratios[index]), f"index {index * self.width}{last} of axis {self.axis}"
+
+
+def _added(a: Array, b: Array) -> Array:
+    long, short = (a, b) if len(a) > len(b) else (b, a)
+    total: Array = long.copy()
+    total[: len(short)] += short
+    return total
+
+
 @dataclass
 class Running:
     """Streamed sums over one output."""
@@ -35,6 +78,7 @@ class Running:
     rtol: float
     dtype: str = ""
     elements: int = 0
+    finite: int = 0
     mismatches: int = 0
     max_abs: float = 0.0
     excess: float = 0.0
@@ -46,6 +90,7 @@ class Running:
     kept: int = 0
     kl: float | None = 0.0
     problem: str = ""
+    entries: dict[int, Entries] = field(default_factory=dict)
 
     def update(self, candidate: Any, reference: Any) -> None:
         """Add one batch; sequences add their elements, maps their values."""
@@ -56,7 +101,9 @@ class Running:
             candidate, reference = _map_values(candidate, reference)
         if reference is None or candidate is None:
             self.elements += 1
-            self.mismatches += reference is not candidate
+            self.finite += 1
+            if reference is not candidate:
+                self.problem = self.problem or "absent on one side only"
         elif (mine := _form(candidate)) != (theirs := _form(reference)):
             self.problem = self.problem or f"a {mine} instead of a {theirs}"
         elif isinstance(reference, list):
@@ -77,6 +124,7 @@ class Running:
             return
         self.elements += b.size
         if b.dtype.kind not in "fc" and "float" not in b.dtype.name:
+            self.finite += b.size
             self.mismatches += int(np.count_nonzero(a != b))
             return
         if b.size:
@@ -90,6 +138,7 @@ class Running:
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         self.mismatches += int(np.count_nonzero(strange & ~same)) + int(np.count_nonzero(finite & ~np.isfinite(a)))
         both = finite & np.isfinite(a)
+        self.finite += int(np.count_nonzero(both))
         if not both.any():
             return
         x, y = (a, b) if both.all() else (np.where(both, a, 0), np.where(both, b, 0))
@@ -100,6 +149,10 @@ class Running:
         self.reference += float(np.vdot(y, y).real)
         self.candidate += float(np.vdot(x, x).real)
         self.dot += float(np.vdot(x, y).real)
+        if y.ndim > 1:
+            squares = difference**2, np.abs(y) ** 2
+            for index in {1, y.ndim - 1}:
+                self.entries.setdefault(index, Entries(index)).add(*squares)
         if wide is np.float64 and (axis := class_axis(y)) is not None:
             self._classes(np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1))
 
@@ -117,6 +170,11 @@ class Running:
         p, q = np.clip(b, 1e-12, None), np.clip(a, 1e-12, None)
         self.kl += float((p * np.log(p / q)).sum())
 
+    def _agreement(self) -> float | None:
+        if self.dtype and not is_inexact(self.dtype):
+            return (self.elements - self.mismatches) / self.elements if self.elements else None
+        return self.kept / self.rows if self.rows else None
+
     def result(self) -> OutputComparison:
         """Return the comparison over all that was added."""
         problem = self.problem
@@ -124,10 +182,16 @@ class Running:
             problem = problem or "its values are too large to compare"
         relative = math.sqrt(self.error / self.reference) if self.reference else (math.inf if self.max_abs else 0.0)
         norms = math.sqrt(self.reference) * math.sqrt(self.candidate)
+        share = EXACT_SHARE * EXACT_RELATIVE_L2.get(self.dtype, EXACT_RELATIVE_L2["float32"])
+        worst = [entries.worst(share) for _, entries in sorted(self.entries.items())]
+        entry_l2, entry = max(worst, key=lambda found: round(found[0], 9), default=(0.0, ""))
         return OutputComparison(
             name=self.name,
             dtype=self.dtype,
             elements=self.elements,
+            finite=self.finite,
+            entry_l2=entry_l2,
+            entry=entry,
             max_abs=self.max_abs,
             atol_needed=max(self.excess, 0.0),
             relative_l2=relative,
@@ -135,7 +199,7 @@ class Running:
             if 0 < relative < math.inf
             else (math.inf if not relative else -math.inf),
             cosine=min(max(self.dot / norms, -1.0), 1.0) if norms else float(self.reference == self.candidate),
-            argmax=self.kept / self.rows if self.rows else None,
+            argmax=self._agreement(),
             kl=max(self.kl, 0.0) / self.rows if self.rows and self.kl is not None else None,
             mismatches=self.mismatches,
             problem=problem,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from ccompile.comparison import rtol_of
-from ccompile.core import Comparison, CostReport, OutputComparison, Pass, Site, Tolerance
+from ccompile.core import Comparison, CostReport, OutputComparison, Pass, Site, Tolerance, is_inexact
 from ccompile.evidence import GateRecord
 from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, blame
@@ -16,26 +17,49 @@ from ccompile.spec import Gates
 
 ANY = Tolerance.model_construct(
     relative_l2=math.inf
-)  # what a lossy step without a tolerance must keep: shapes, types, finite values
+)  # what a lossy step without a tolerance must keep: shapes, types, finite values, and integers
+DECIDING = Tolerance.model_construct(relative_l2=math.inf, argmax=0.0)  # the same, where a gate bounds moved integers
 
 
-def broken(step: Pass, previous: Comparison, sites: Sequence[SiteError]) -> str:
-    """Return how the step's contract broke, or nothing. `previous`: against the graph that the step was given."""
-    for kind, violations in _violations(step, previous):
+def broken(
+    step: Pass,
+    previous: Comparison,
+    sites: Sequence[SiteError],
+    applied: Sequence[Site] = (),
+    unmeasured: Mapping[Site, str] = MappingProxyType({}),
+    default: Tolerance = ANY,
+) -> str:
+    """Return how the step's contract broke, or nothing. `previous`: against the graph that the step was given.
+
+    A bounded pass owes a bound, and a measurement of it, at every site that it `applied`; `unmeasured` says why not.
+    `default`: what holds for a step without a tolerance.
+    """
+    for kind, violations in _violations(step, previous, default):
         for name, found in violations.items():
             return f"output `{name}` {kind}: {'; '.join(found)}"
     for error in sites:
         if not error.holds:
             nodes = ", ".join(error.site.nodes)
             return f"site {nodes} broke its own bound: |dy|/|x| is {error.gain:.4g}, promised {error.site.bound:.4g}"
+    for site in applied if step.kind == "bounded" else ():
+        nodes = ", ".join(site.nodes)
+        if site.bound is None:
+            return f"site {nodes} states no bound, which a bounded pass owes everywhere"
+        if site in unmeasured:
+            return f"the bound of site {nodes} could not be measured: {unmeasured[site]}"
     return ""
 
 
-def _violations(step: Pass, previous: Comparison) -> Iterator[tuple[str, dict[str, list[str]]]]:
+def default_tolerance(gates: Gates) -> Tolerance:
+    """Return what a step without a tolerance must keep; integers may move where a gate on argmax says how many."""
+    return DECIDING if gates.tolerance is not None and gates.tolerance.argmax is not None else ANY
+
+
+def _violations(step: Pass, previous: Comparison, default: Tolerance) -> Iterator[tuple[str, dict[str, list[str]]]]:
     yield "cannot be judged", previous.unjudged
     if step.kind == "exact":
         yield "is more than float reordering away", previous.exact_violations()
-    yield "left its tolerance", previous.violations(step.tolerance or ANY)
+    yield "left its tolerance", previous.violations(step.tolerance or default)
 
 
 def advice(
@@ -46,12 +70,13 @@ def advice(
     previous: Comparison,
     batches: Callable[[], Iterable[Feeds]],
     settings: Settings,
+    default: Tolerance = ANY,
 ) -> str:
     """Return lines that name the first guilty site and the tolerance that would have passed."""
 
     def breaks(output: OutputComparison) -> bool:
         one = Comparison((output,), previous.samples)
-        return not one.unjudged and any(violations for _, violations in _violations(step, one))
+        return not one.unjudged and any(violations for _, violations in _violations(step, one, default))
 
     lines = []
     rtol = rtol_of(step.tolerance)
@@ -77,6 +102,8 @@ def passing_tolerance(asked: Tolerance | None, comparison: Comparison) -> Tolera
     measured = needed.limits()
     wanted = asked.limits() if asked is not None else measured
     limits = {name: measured[name] for name in wanted if name in measured}
+    if comparison.decided:
+        limits["argmax"] = measured["argmax"]
     if "rtol" in wanted:
         limits |= {"rtol": wanted["rtol"], "atol": measured["atol"]}
     return Tolerance(**(limits or measured))
@@ -116,10 +143,15 @@ def _accuracy_gates(gates: Gates, final: Comparison) -> Iterator[GateRecord]:
         judged = final
         if name == "argmax" and len(gates.tolerance.limits()) > 1:  # the others judge what has no class axis
             judged = Comparison(tuple(o for o in final.outputs if o.argmax is not None or o.problem), final.samples)
+        elif gates.tolerance.argmax is not None and final.decided:  # argmax judges what is an integer
+            close = tuple(o for o in final.outputs if is_inexact(o.dtype) or o.problem)
+            judged = Comparison(close or final.outputs, final.samples)
+            single = single and bool(close)
         violations = judged.violations(Tolerance(**{name: limit}) if single else gates.tolerance)
         found = [f"`{output}` {text}" for output, texts in violations.items() for text in texts]
         value = passing.limits().get(name) if passing is not None else None
-        detail = "; ".join(found[:3]) if found else f"{value:g} measured, {limit:g} asked"
+        measured = f"{value:g} measured" if value is not None else "only integers, which argmax judges"
+        detail = "; ".join(found[:3]) if found else f"{measured}, {limit:g} asked"
         yield GateRecord(name=name, limit=limit, value=value, holds=not found, detail=detail)
 
 

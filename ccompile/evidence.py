@@ -48,6 +48,9 @@ class OutputRecord(Record):
     kl: float | None
     mismatches: int
     problem: str
+    finite: int = 1
+    entry_l2: float | None = 0.0
+    entry: str = ""
 
 
 class ComparisonRecord(Record):

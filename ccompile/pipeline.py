@@ -17,7 +17,7 @@ from ccompile import __version__, contracts, cost, disk, graph, runtime
 from ccompile import target as targets
 from ccompile.analysis.shapes import ValueType, infer
 from ccompile.comparison import class_axis, compare, rtol_of
-from ccompile.core import Comparison, Compression, Pass, PassResult, Rewrite, Site, Skip, View
+from ccompile.core import Comparison, Compression, Pass, PassResult, Rewrite, Site, Skip, Tolerance, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
 from ccompile.errors import ContractError, DataError, ModelError, PassError, Problem, SpecError
@@ -39,6 +39,7 @@ from ccompile.recording import Recording
 from ccompile.request import Request, check_external, check_paths, dump_name
 from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, site_errors
+from ccompile.soundness import Constancy
 from ccompile.spec import Spec
 
 
@@ -138,6 +139,10 @@ class _Run:
         self.origin = self.state = self._state(self.source.model, outputs)
         self._note(self.origin.cost.notes)
 
+    @property
+    def _default(self) -> Tolerance:
+        return contracts.default_tolerance(self.request.spec.gates)
+
     def _note(self, notes: Iterable[str]) -> None:
         self.notes += [note for note in notes if note not in self.notes]
 
@@ -146,16 +151,19 @@ class _Run:
 
     def _run_source(self) -> Recording:
         """Return the source's outputs; hold them against the data's own expected outputs where it has some."""
-        outputs, expected = Recording(), Recording()
+        outputs, expected, constancy = Recording(), Recording(), Constancy()
         start = time.perf_counter()
         session = runtime.Session(self.source.model, self.settings)
         for batch in self.data.verification.batches():
-            outputs.append(session.run(batch.feeds))
+            produced = session.run(batch.feeds)
+            outputs.append(produced)
+            constancy.add(produced, batch.samples)
             if batch.labels is not None:
                 self.labels.append(batch.labels)
             if batch.expected is not None:
                 expected.append(batch.expected)
         self.verifying += time.perf_counter() - start
+        self._note(constancy.notes)
         if len(expected) and len(expected) == len(outputs):
             pairs = zip(outputs, expected, strict=True)
             mine = [{name: found[name] for name in found if name in wanted} for found, wanted in pairs]
@@ -193,7 +201,7 @@ class _Run:
             attempt.broken += f" ({self.samples} samples, seed {self.request.seed})"
             if attempt.previous is not None:
                 before, sites, run = self.state.model, result.applied, self._feeds
-                text = contracts.advice(step, before, model, sites, attempt.previous, run, self.settings)
+                text = contracts.advice(step, before, model, sites, attempt.previous, run, self.settings, self._default)
                 attempt.broken += "\n" + text if text else ""
         if self.request.dump is not None:
             graph.save(model, self.request.dump / dump_name(index, step))
@@ -256,8 +264,9 @@ class _Run:
         previous = compare(outputs, before.outputs, self.samples, rtol)
         source = compare(outputs, self.origin.outputs, self.samples, rtol)
         bounded = [site for site in result.applied if site.bound is not None]
-        sites, unmeasured = site_errors(before.model, model, bounded, self.single, self.settings)
-        broken = contracts.broken(step, previous, sites)
+        first = next(iter(self._feeds()))
+        sites, unmeasured = site_errors(before.model, model, bounded, first, self.settings)
+        broken = contracts.broken(step, previous, sites, result.applied, unmeasured, self._default)
         return _Attempt(self._state(model, outputs), previous, source, sites, unmeasured, broken)
 
     def _record(self, index: int, step: Pass, result: PassResult, attempt: _Attempt, verdict: Verdict) -> StepRecord:

@@ -36,7 +36,7 @@ LAYERS = [
     ["ccompile.sources", "ccompile.sources.*", "ccompile.data"],
     ["ccompile.runtime"],
     ["ccompile.recording", "ccompile.comparison"],
-    ["ccompile.metrics", "ccompile.sites"],
+    ["ccompile.metrics", "ccompile.sites", "ccompile.soundness"],
     ["ccompile.spec"],
     ["ccompile.evidence", "ccompile.contracts", "ccompile.request"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff"],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -169,7 +170,7 @@ def test_an_argmax_limit_alone_accepts_equal_integers() -> None:
 
 # ---------------------------------------------------------------------------------------------- NaN, infinity, zero
 
-SAME = [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, 1.0], [math.nan, math.nan]]
+SAME = [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, 1.0]]
 OTHER = [
     ([math.nan, 1.0], [0.0, 1.0]),
     ([0.0, 1.0], [math.nan, 1.0]),
@@ -194,12 +195,75 @@ def test_new_or_vanished_nan_and_infinity_fail_whatever_the_tolerance(
     assert Comparison((found,), 1).needed is None
 
 
+@pytest.mark.parametrize("values", [(math.nan, math.nan), (math.inf, -math.inf)])
+def test_outputs_without_a_finite_element_verify_nothing(values: tuple[float, ...]) -> None:
+    found = compare([{"y": f32(*values)}], [{"y": f32(*values)}], 2)
+    said = {"y": ["nothing finite was compared"]}
+    assert found.violations(ANYTHING) == found.exact_violations() == found.unjudged == said
+    assert found.needed is None
+    assert not compare([{"y": f32(*values, 1)}], [{"y": f32(*values, 1)}], 2).exact_violations()
+
+
+def test_nan_on_one_side_is_a_difference_and_not_merely_unjudged() -> None:
+    found = compare([{"y": f32(math.nan)}], [{"y": f32(math.inf)}], 1)
+    assert not found.unjudged
+    assert "on one side only" in found.exact_violations()["y"][0]
+
+
 def test_finite_neighbours_of_a_shared_nan_are_compared() -> None:
     assert compared(f32(math.nan, 1), f32(math.nan, 3)).max_abs == 2
 
 
 def test_negative_zero_equals_zero() -> None:
     assert compared(f32(-0.0), f32(0.0)).violations(Tolerance(atol=0, relative_l2=0)) == []
+
+
+# ---------------------------------------------------------------------------------------------- small beside large
+
+
+def detections(rng: np.random.Generator, axis: int) -> tuple[Array, Array]:
+    """Return boxes of hundreds and scores of hundredths in one output, and the same with all scores zero."""
+    parts = [640 * rng.uniform(0.1, 1, (8, 4, 6)), 0.01 * rng.uniform(0, 1, (8, 80, 6))]
+    found = [np.moveaxis(np.concatenate([parts[0], k * parts[1]], 1), 1, axis).astype(np.float32) for k in (1, 0)]
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_large_channels_do_not_hide_small_ones_that_broke(axis: int) -> None:
+    reference, candidate = detections(np.random.default_rng(0), axis)
+    found = compare([{"y": candidate}], [{"y": reference}], 8)
+    assert found.outputs[0].relative_l2 < 1e-4
+    (said,) = found.exact_violations()["y"]
+    assert re.fullmatch(rf"relative_l2 1 > 0\.01 at index \d+ of axis {axis}", said)
+    assert not found.violations(Tolerance(relative_l2=1e-3))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_a_lost_small_entry_is_found_in_every_type(dtype: Any) -> None:
+    reference = np.array([[1, 0.01]] * 4, dtype)
+    candidate = np.array([[1, 0]] * 4, dtype)
+    assert compared(candidate, reference).exact_violations()
+    assert not compared(reference, reference).exact_violations()
+
+
+def test_rounding_of_the_large_is_no_error_of_an_entry_that_is_nearly_zero() -> None:
+    reference = f32(*[[1, 1e-7]] * 4)
+    assert not compared(reference + f32(0, 3e-7), reference).exact_violations()
+
+
+def test_an_entry_is_judged_over_all_batches_whatever_their_length() -> None:
+    big, small = f32([100, 0.01, 0.01]), f32([100, 0.01])
+    found = compare([{"y": f32([100, 0.01, 0])}, {"y": small}], [{"y": big}, {"y": small}], 2)
+    assert found.outputs[0].entry == "index 2 of axis 1"
+    assert found.outputs[0].entry_l2 == 1
+
+
+def test_a_very_long_axis_is_judged_by_neighbours() -> None:
+    reference = np.full((1, 10_000), 1e-3, np.float32)
+    reference[0, 0] = 1e3
+    candidate = reference.copy()
+    candidate[0, 9_000:9_003] = 0
+    assert compared(candidate, reference).entry == "index 9000..9002 of axis 1"
 
 
 # ---------------------------------------------------------------------------------------------- types and containers
@@ -236,8 +300,27 @@ def test_what_is_exact_depends_on_the_type() -> None:
     ],
 )
 def test_integers_bools_and_strings_are_exact(candidate: Array, reference: Array) -> None:
-    assert "exact values that differ" in compared(candidate, reference).violations(ANYTHING)[0]
+    anything = ANYTHING.model_copy(update={"argmax": None})
+    assert "exact values that differ" in compared(candidate, reference).violations(anything)[0]
+    assert "exact values that differ" in compared(candidate, reference).exact_violations()[0]
     assert compared(reference, reference).violations(Tolerance(atol=0)) == []
+
+
+def test_an_argmax_limit_bounds_the_share_of_integers_that_differ() -> None:
+    mine, theirs = np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])
+    assert not verdict(mine, theirs, argmax=0.75)
+    assert not verdict(mine, theirs, argmax=0.75, atol=0)
+    assert verdict(mine, theirs, argmax=0.76) == ["argmax 0.75 < 0.76"]
+
+
+def test_what_integers_needed_is_reported_and_passes() -> None:
+    classes = compare([{"y": np.array([1, 2])}], [{"y": np.array([1, 3])}], 2)
+    assert classes.needed == Tolerance(argmax=0.5)
+    both = compare([{"y": np.array([1, 2]), "x": f32(3, 4)}], [{"y": np.array([1, 3]), "x": f32(3, 5)}], 2)
+    offered = passing_tolerance(Tolerance(relative_l2=0.1), both)
+    assert offered is not None
+    assert offered.limits().keys() == {"relative_l2", "argmax"}
+    assert not both.violations(offered)
 
 
 def test_sequences_are_compared_element_by_element() -> None:

@@ -136,6 +136,27 @@ def test_an_output_that_is_empty_on_every_sample_cannot_be_judged(
     assert "First site" not in evidence.reason
 
 
+def test_an_output_that_the_inputs_do_not_reach_is_noted(tmp_path: Path) -> None:
+    net = builders.Net(0)
+    x = net.input("x", ["N", 6])
+    silent = net.node("Mul", x, net.constant(np.zeros(6, np.float32)), name="silent")
+    evidence = run(tmp_path, net.model(net.dense(x, "fc", 6, 3), silent), ["fold-batchnorm"])
+    assert evidence.verdict == "ok"
+    assert [note for note in evidence.notes if "proves little" in note] == [
+        "output `silent_out` is the same on all samples: it proves little"
+    ]
+
+
+def test_outputs_that_are_nan_on_every_sample_cannot_be_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = builders.Net(0)
+    broken = net.node("Mul", net.input("x", ["N", 6]), net.constant(np.full(6, np.nan, np.float32)), name="broken")
+    model = net.model(net.dense(broken, "fc", 6, 3))
+    plant(monkeypatch, lambda view: shift_bias(view, "fc", 1))
+    evidence = run(tmp_path, model, ["planted"])
+    assert failed_without_output(evidence, tmp_path)
+    assert "output `fc_out` cannot be judged: nothing finite was compared" in evidence.reason
+
+
 def test_steps_after_a_failure_do_not_run(tmp_path: Path) -> None:
     step = {"split-svd": {"rank": 1, "tolerance": {"relative_l2": 1e-9}}}
     assert len(run(tmp_path, builders.mlp(0), [step, "tidy-graph"]).steps) == 1
@@ -207,12 +228,43 @@ def test_a_bound_that_could_not_be_measured_is_noted(tmp_path: Path, monkeypatch
         seen = Site(("fc1",), input="x", output="fc1_out", bound=1)
         return PassResult((seen, Site(("fc2",), "halved", input="gone", output="fc2_out", bound=1)))
 
-    plant(monkeypatch, edit, "bounded")
-    evidence = run(tmp_path, builders.mlp(0), ["planted"])
+    plant(monkeypatch, edit, "lossy")
+    evidence = run(tmp_path, builders.mlp(0), [{"planted": {"tolerance": {"atol": 1}}}])
     assert evidence.verdict == "ok"
     reason = "the graph before the step has no value `gone`"
     assert [site.note for site in evidence.steps[0].applied] == ["", f"halved; bound not measured: {reason}"]
     assert f"step 1 planted: bound not measured at 1 of 2 sites, first fc2: {reason}" in evidence.notes
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        (Site(("fc2",), input="relu1_out", output="fc2_out"), "site fc2 states no bound"),
+        (
+            Site(("fc2",), input="gone", output="fc2_out", bound=1),
+            "the bound of site fc2 could not be measured: the gr",
+        ),
+    ],
+)
+def test_a_bounded_pass_owes_a_measured_bound_at_every_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: Site, said: str
+) -> None:
+    plant(monkeypatch, lambda view: PassResult((site,)), "bounded")
+    evidence = run(tmp_path, builders.mlp(0), ["planted"])
+    assert failed_without_output(evidence, tmp_path)
+    assert said in evidence.reason
+
+
+def test_a_bound_is_measured_on_all_samples_of_the_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def edit(view: View) -> PassResult:
+        shift_bias(view, "fc1", 1)
+        return PassResult((Site(("fc1",), input="x", output="fc1_out", bound=10),))
+
+    x = np.ones((4, 12), np.float32) * np.array([[10], [0], [0], [0]], np.float32)
+    np.savez(tmp_path / "v.npz", x=x)
+    plant(monkeypatch, edit, "bounded")
+    (site,) = run(tmp_path, builders.mlp(0), ["planted"], {"verification": {"npz": "v.npz"}}).steps[0].applied
+    assert site.measured == pytest.approx(math.sqrt(4 * 24) / math.sqrt(12 * 100), rel=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- broken graphs
@@ -336,6 +388,56 @@ def test_an_argmax_gate_on_an_output_without_classes_breaks(tmp_path: Path) -> N
     evidence = run(tmp_path, model, ["fold-batchnorm"], gates={"argmax": 0.5})
     assert failed_without_output(evidence, tmp_path)
     assert "no class axis" in evidence.reason
+
+
+def deciding(also_scores: bool = False) -> ir.Model:
+    net = builders.Net(0)
+    scores = net.dense(net.input("x", ["N", 12]), "fc", 12, 9)
+    decided = net.node("ArgMax", scores, name="decide", axis=1)
+    return net.model(decided, *([scores] if also_scores else []))
+
+
+ONE_RANK: dict[str, Any] = {"split-svd": {"rank": 3, "only": ["fc"]}}
+
+
+@pytest.mark.parametrize(("limit", "verdict"), [(0.1, "ok"), (1.0, "failed")])
+def test_an_argmax_limit_judges_a_graph_that_ends_in_argmax(tmp_path: Path, limit: float, verdict: str) -> None:
+    data = {"verification": {"synthetic": {}, "samples": 64}}
+    step = {"split-svd": {**ONE_RANK["split-svd"], "tolerance": {"argmax": limit}}}
+    stepped = run(tmp_path, deciding(), [step], data)
+    assert stepped.verdict == verdict, stepped.reason
+    gated = run(tmp_path, deciding(), [ONE_RANK], data, gates={"argmax": limit})
+    assert gated.verdict == verdict, gated.reason
+    assert gated.final is not None
+    (output,) = gated.final.outputs
+    assert output.argmax is not None
+    assert 0.1 < output.argmax < 1
+    assert gated.gates[0].value == pytest.approx(output.argmax, abs=1e-5)
+    (tmp_path / "out.onnx").unlink(missing_ok=True)
+
+
+def test_integers_are_exact_where_no_argmax_limit_is_given(tmp_path: Path) -> None:
+    data = {"verification": {"synthetic": {}, "samples": 64}}
+    evidence = run(tmp_path, deciding(), [ONE_RANK], data, gates={"relative_l2": 100})
+    assert failed_without_output(evidence, tmp_path)
+    assert "exact values that differ" in evidence.reason
+    assert "tolerance: {argmax: 0." in evidence.reason
+
+
+def test_an_argmax_gate_judges_integers_and_the_other_gates_the_rest(tmp_path: Path) -> None:
+    data, gates = {"verification": {"synthetic": {}, "samples": 64}}, {"argmax": 0.1, "relative_l2": 10, "atol": 100}
+    evidence = run(tmp_path, deciding(also_scores=True), [ONE_RANK], data, gates=gates)
+    assert evidence.verdict == "ok", evidence.reason
+    gates["relative_l2"] = 1e-6
+    evidence = run(tmp_path, deciding(also_scores=True), [ONE_RANK], data, gates=gates)
+    assert [gate.holds for gate in evidence.gates if gate.name in ("relative_l2", "argmax")] == [False, True]
+
+
+def test_gates_that_only_floats_can_break_hold_where_only_integers_moved(tmp_path: Path) -> None:
+    data, gates = {"verification": {"synthetic": {}, "samples": 64}}, {"argmax": 0.1, "relative_l2": 0}
+    evidence = run(tmp_path, deciding(), [ONE_RANK], data, gates=gates)
+    assert evidence.verdict == "ok", evidence.reason
+    assert "which argmax judges" in evidence.gates[0].detail or "which argmax judges" in evidence.gates[1].detail
 
 
 def two_heads() -> ir.Model:
