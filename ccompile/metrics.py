@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
@@ -96,18 +98,35 @@ def find_metric(name: str, base: Path) -> Metric:
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise SpecError(f"unknown metric `{name}`", hint=nearest(name, METRICS) + " Or name a `module:function`.")
-    sys.path.insert(0, str(base.resolve()))
     try:
-        found = getattr(_module(module, base), function)
+        with _on_path(base):
+            found = getattr(_module(module, base), function)
     except (Exception, SystemExit) as error:  # the user's module runs here
         said = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
         raise SpecError(f"metric `{name}`: {said}", hint="It is a function (outputs, labels) -> float.") from error
-    finally:
-        sys.path.remove(str(base.resolve()))
     if not callable(found):
         raise SpecError(f"metric `{name}` is not a function", hint="It is a function (outputs, labels) -> float.")
-    metric: Metric = found
+
+    def metric(outputs: Mapping[str, Array], labels: Array) -> float:
+        with _on_path(base):  # it may import its neighbours only now
+            value: float = found(outputs, labels)
+            return value
+
     return metric
+
+
+@contextlib.contextmanager
+def _on_path(base: Path) -> Iterator[None]:
+    folder = str(base.resolve())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the user's module may change the path as well
+            sys.path.remove(folder)
+
+
+_numbers = itertools.count()
 
 
 def _module(name: str, base: Path) -> ModuleType:
@@ -115,10 +134,16 @@ def _module(name: str, base: Path) -> ModuleType:
     path = base / f"{name}.py"
     if not path.exists():
         return importlib.import_module(name)
-    loader = SourceFileLoader(name, str(path))
-    module = ModuleType(name)
+    private = f"_ccompile_metric_{next(_numbers)}_{name}"
+    loader = SourceFileLoader(private, str(path))
+    module = ModuleType(private)
     module.__file__ = str(path)
-    loader.exec_module(module)
+    sys.modules[private] = module  # dataclasses and pickle look a class's module up there
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[private]
+        raise
     return module
 
 

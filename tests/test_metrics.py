@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,6 +92,27 @@ def test_a_metric_that_fails_is_named(tmp_path: Path, body: str) -> None:
 def test_an_output_whose_batches_do_not_stack_does_not_stop_a_metric() -> None:
     batches = [{"y": f32([0, 1]), "t": np.zeros((1, n), np.float32), "s": [f32(1)]} for n in (2, 3)]
     assert metrics.measure({"top1": metrics.top1}, batches, [np.array([1]), np.array([0])]) == {"top1": 0.5}
+
+
+def test_a_metric_file_may_hold_dataclasses_and_import_its_neighbours_late(tmp_path: Path) -> None:
+    lines = [
+        "from __future__ import annotations",
+        "from dataclasses import dataclass",
+        "@dataclass",
+        "class Score:",
+        "    value: float",
+        "def f(outputs, labels):",
+        "    import neighbour_of_task",
+        "    return Score(neighbour_of_task.VALUE).value",
+    ]
+    (tmp_path / "task.py").write_text("\n".join(lines))
+    (tmp_path / "neighbour_of_task.py").write_text("VALUE = 3\n")
+    before = list(sys.path)
+    metric = metrics.find_metric("task:f", tmp_path)
+    assert sys.path == before
+    assert metrics.measure({"f": metric}, [{"y": f32(1)}], [f32(1)]) == {"f": 3}
+    assert sys.path == before
+    assert "task" not in sys.modules
 
 
 class Batches:
