@@ -307,7 +307,7 @@ class _Run:
             return _Judged(failed)
         race = None
         if request.measure or gates.measured_seconds is not None:
-            race = runtime.race(self.state.model, self.source.model, self.single, request.threads or 1)
+            race = runtime.race(self.state.model, self.source.model, self.single, request.threads)
         final = compare(self.state.outputs, self.origin.outputs, self.samples, rtol_of(gates.tolerance))
         metrics = (self.source_metrics, self._measure(self.state.outputs))
         costs = (self.origin.cost.report, self.state.cost.report)
@@ -356,7 +356,7 @@ class _Run:
         total = time.perf_counter() - start
         timing: dict[str, Any] = {"steps": self.seconds, "verification": self.verifying, "total": total}
         if judged.race is not None:
-            timing["measured"] = vars(judged.race)
+            timing["measured"] = {**vars(judged.race), "threads": request.threads}  # 0: all cores
         return Evidence(
             verdict="failed" if judged.failed else "ok",
             reason="\n".join(judged.failed),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import builders
@@ -516,6 +517,21 @@ def test_the_measured_gate_runs_the_race(tmp_path: Path, monkeypatch: pytest.Mon
     assert run(tmp_path, builders.mlp(0), ["fold-batchnorm"], gates={"measured_seconds": 2}).verdict == "ok"
     assert run(tmp_path, builders.mlp(0), ["fold-batchnorm"], gates={"seconds": 1}).verdict == "ok"
     assert asked == [1, 1]
+
+
+def test_the_race_runs_on_as_many_threads_as_asked_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def race(candidate: ir.Model, reference: ir.Model, feeds: Any, threads: int) -> Timing:
+        asked.append(threads)
+        return Timing(1, 1, 1, 1, 1, 5)
+
+    monkeypatch.setattr(runtime, "race", race)
+    for threads in (0, 2):
+        request = request_for(tmp_path, builders.mlp(0), ["fold-batchnorm"])
+        evidence = compile_model(replace(request, threads=threads, measure=True))
+        assert evidence.timing["measured"]["threads"] == threads
+    assert asked == [0, 2]
 
 
 # ---------------------------------------------------------------------------------------------- target and paths
