@@ -39,7 +39,7 @@ from ccompile.recording import Recording
 from ccompile.request import Request, check_paths, dump_name
 from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, site_errors
-from ccompile.soundness import Constancy
+from ccompile.soundness import Constancy, refuse_random
 from ccompile.spec import Spec
 
 
@@ -161,6 +161,8 @@ class _Run:
                 self.labels.append(batch.labels)
             if batch.expected is not None:
                 expected.append(batch.expected)
+        first = next(iter(self._feeds()))
+        refuse_random(self.source.model, session.run(first), next(iter(outputs)))
         self.verifying += time.perf_counter() - start
         self._note(constancy.notes)
         if len(expected) and len(expected) == len(outputs):

@@ -137,6 +137,18 @@ def test_an_output_that_is_empty_on_every_sample_cannot_be_judged(
     assert "First site" not in evidence.reason
 
 
+@pytest.mark.parametrize("seed", [{}, {"seed": 1.0}])
+def test_a_source_that_is_random_is_refused_by_node(tmp_path: Path, seed: dict[str, Any]) -> None:
+    net = builders.Net(0)
+    x = net.input("x", ["N", 6])
+    noise = net.node("RandomNormalLike", x, name="noise", **seed)
+    model = net.model(net.dense(net.node("Add", x, noise, name="add"), "fc", 6, 3))
+    with pytest.raises(ModelError, match="differs from run to run") as caught:
+        run(tmp_path, model, ["fold-batchnorm"])
+    assert "`noise` (RandomNormalLike)" in str(caught.value)
+    assert written(tmp_path) == set()
+
+
 def test_an_output_that_the_inputs_do_not_reach_is_noted(tmp_path: Path) -> None:
     net = builders.Net(0)
     x = net.input("x", ["N", 6])
