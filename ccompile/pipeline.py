@@ -39,7 +39,7 @@ from ccompile.recording import Recording
 from ccompile.request import Request, check_external, check_paths, dump_name
 from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, site_errors
-from ccompile.soundness import Constancy
+from ccompile.soundness import Constancy, refuse_random
 from ccompile.spec import Spec
 
 
@@ -162,6 +162,8 @@ class _Run:
                 self.labels.append(batch.labels)
             if batch.expected is not None:
                 expected.append(batch.expected)
+        first = next(iter(self._feeds()))
+        refuse_random(self.source.model, session.run(first), next(iter(outputs)))
         self.verifying += time.perf_counter() - start
         self._note(constancy.notes)
         if len(expected) and len(expected) == len(outputs):
@@ -308,7 +310,7 @@ class _Run:
             return _Judged(failed)
         race = None
         if request.measure or gates.measured_seconds is not None:
-            race = runtime.race(self.state.model, self.source.model, self.single, request.threads or 1)
+            race = runtime.race(self.state.model, self.source.model, self.single, request.threads)
         final = compare(self.state.outputs, self.origin.outputs, self.samples, rtol_of(gates.tolerance))
         metrics = (self.source_metrics, self._measure(self.state.outputs))
         costs = (self.origin.cost.report, self.state.cost.report)
@@ -357,7 +359,7 @@ class _Run:
         total = time.perf_counter() - start
         timing: dict[str, Any] = {"steps": self.seconds, "verification": self.verifying, "total": total}
         if judged.race is not None:
-            timing["measured"] = vars(judged.race)
+            timing["measured"] = {**vars(judged.race), "threads": request.threads}  # 0: all cores
         return Evidence(
             verdict="failed" if judged.failed else "ok",
             reason="\n".join(judged.failed),

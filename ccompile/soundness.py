@@ -1,4 +1,4 @@
-"""Can the source's outputs prove anything? What differs from sample to sample can; what never moves proves little."""
+"""Can the source's outputs prove anything? They must be the same from run to run, and not the same on all samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ccompile.comparison import compare
+from ccompile.errors import ModelError
+
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from ccompile.core import Array
     from ccompile.runtime import Outputs
 
@@ -42,3 +47,29 @@ class Constancy:
 
 def _is_float(array: Array) -> bool:
     return array.dtype.kind in "fc" or "float" in array.dtype.name
+
+
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+
+
+def refuse_random(model: ir.Model, again: Outputs, first: Outputs) -> None:
+    """Raise ModelError when two runs of a model on the same inputs differ by more than float reordering."""
+    found = compare([again], [first], 1)
+    moved = [name for name in found.exact_violations() if name not in found.unjudged]
+    if not moved:
+        return
+    bodies = [model.graph, *(function.graph for function in model.functions.values())]
+    nodes = [node for body in bodies for node in body.all_nodes() if _is_random(node)]
+    named = ", ".join(f"`{node.name}` ({node.op_type})" for node in nodes[:3])
+    raise ModelError(
+        f"output `{moved[0]}` differs from run to run on the same inputs: nothing can be verified against it",
+        f"node {named}" if named else "",
+        "Make the random values an input of the model, or export it for inference.",
+    )
+
+
+def _is_random(node: ir.Node) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    training = node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
+    return training or node.op_type in _RANDOM

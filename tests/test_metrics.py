@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from ccompile import metrics
 from ccompile.errors import DataError, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from ccompile.core import Array
@@ -90,3 +92,78 @@ def test_a_metric_that_fails_is_named(tmp_path: Path, body: str) -> None:
 def test_an_output_whose_batches_do_not_stack_does_not_stop_a_metric() -> None:
     batches = [{"y": f32([0, 1]), "t": np.zeros((1, n), np.float32), "s": [f32(1)]} for n in (2, 3)]
     assert metrics.measure({"top1": metrics.top1}, batches, [np.array([1]), np.array([0])]) == {"top1": 0.5}
+
+
+def test_a_metric_file_may_hold_dataclasses_and_import_its_neighbours_late(tmp_path: Path) -> None:
+    lines = [
+        "from __future__ import annotations",
+        "from dataclasses import dataclass",
+        "@dataclass",
+        "class Score:",
+        "    value: float",
+        "def f(outputs, labels):",
+        "    import neighbour_of_task",
+        "    return Score(neighbour_of_task.VALUE).value",
+    ]
+    (tmp_path / "task.py").write_text("\n".join(lines))
+    (tmp_path / "neighbour_of_task.py").write_text("VALUE = 3\n")
+    before = list(sys.path)
+    metric = metrics.find_metric("task:f", tmp_path)
+    assert sys.path == before
+    assert metrics.measure({"f": metric}, [{"y": f32(1)}], [f32(1)]) == {"f": 3}
+    assert sys.path == before
+    assert "task" not in sys.modules
+
+
+class Batches:
+    """Batches that are made anew whenever they are iterated over."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number in range(self.count):
+            yield {"y": np.eye(4, dtype=np.float32)[[number % 4, 0]], "other": np.full((2, 3), number)}
+
+
+@pytest.mark.parametrize("metric", [metrics.top1, metrics.top5])
+def test_top1_and_top5_never_see_all_batches_at_once(monkeypatch: pytest.MonkeyPatch, metric: metrics.Metric) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("all batches at once")
+
+    monkeypatch.setattr(metrics, "_Whole", refuse)
+    labels = [np.array([number % 4, 1]) for number in range(8)]
+    found = metrics.measure({"top": metric}, Batches(8), labels)
+    assert found == {"top": 0.5 if metric is metrics.top1 else 1.0}
+
+
+def test_a_metric_of_ones_own_gets_whole_outputs_and_only_those_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    concatenate = np.concatenate
+
+    def counted(parts: list[Array]) -> Array:
+        made.append(len(parts))
+        return concatenate(parts)
+
+    monkeypatch.setattr(np, "concatenate", counted)
+
+    def metric(outputs: Mapping[str, Array], labels: Array) -> float:
+        assert list(outputs) == ["y", "other"]
+        assert outputs["y"].shape == (16, 4)
+        assert outputs["y"] is outputs["y"]
+        return 2
+
+    assert metrics.measure({"mine": metric}, Batches(8), [np.zeros(2)] * 8) == {"mine": 2}
+    assert made == [8, 8]  # the labels, and y
+
+
+def test_scores_whose_number_of_classes_changes_between_batches_are_not_taken() -> None:
+    batches = [{"z": np.zeros((1, n), np.float32), "y": f32([0, 1])} for n in (2, 3)]
+    assert metrics.measure({"top1": metrics.top1}, batches, [np.array([1]), np.array([1])]) == {"top1": 1}
+
+
+@pytest.mark.parametrize("metric", [metrics.top1, metrics.top5])
+@pytest.mark.parametrize("label", [-1, 3, np.nan])
+def test_labels_that_are_no_class_of_the_scores_are_refused(metric: metrics.Metric, label: float) -> None:
+    with pytest.raises(DataError, match="output `y` has classes 0 to 2"):
+        metric({"y": f32([0, 1, 2], [0, 1, 2])}, np.array([0, label]))

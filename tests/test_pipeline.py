@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import builders
@@ -134,6 +135,18 @@ def test_an_output_that_is_empty_on_every_sample_cannot_be_judged(
     said = "output `where_out` cannot be judged: it is empty on all 8 samples; real verification data may fill it"
     assert said in evidence.reason
     assert "First site" not in evidence.reason
+
+
+@pytest.mark.parametrize("seed", [{}, {"seed": 1.0}])
+def test_a_source_that_is_random_is_refused_by_node(tmp_path: Path, seed: dict[str, Any]) -> None:
+    net = builders.Net(0)
+    x = net.input("x", ["N", 6])
+    noise = net.node("RandomNormalLike", x, name="noise", **seed)
+    model = net.model(net.dense(net.node("Add", x, noise, name="add"), "fc", 6, 3))
+    with pytest.raises(ModelError, match="differs from run to run") as caught:
+        run(tmp_path, model, ["fold-batchnorm"])
+    assert "`noise` (RandomNormalLike)" in str(caught.value)
+    assert written(tmp_path) == set()
 
 
 def test_an_output_that_the_inputs_do_not_reach_is_noted(tmp_path: Path) -> None:
@@ -516,6 +529,21 @@ def test_the_measured_gate_runs_the_race(tmp_path: Path, monkeypatch: pytest.Mon
     assert run(tmp_path, builders.mlp(0), ["fold-batchnorm"], gates={"measured_seconds": 2}).verdict == "ok"
     assert run(tmp_path, builders.mlp(0), ["fold-batchnorm"], gates={"seconds": 1}).verdict == "ok"
     assert asked == [1, 1]
+
+
+def test_the_race_runs_on_as_many_threads_as_asked_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def race(candidate: ir.Model, reference: ir.Model, feeds: Any, threads: int) -> Timing:
+        asked.append(threads)
+        return Timing(1, 1, 1, 1, 1, 5)
+
+    monkeypatch.setattr(runtime, "race", race)
+    for threads in (0, 2):
+        request = request_for(tmp_path, builders.mlp(0), ["fold-batchnorm"])
+        evidence = compile_model(replace(request, threads=threads, measure=True))
+        assert evidence.timing["measured"]["threads"] == threads
+    assert asked == [0, 2]
 
 
 # ---------------------------------------------------------------------------------------------- target and paths

@@ -3,9 +3,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import builders
 import numpy as np
+import pytest
 
-from ccompile.soundness import Constancy
+from ccompile.errors import ModelError
+from ccompile.soundness import Constancy, refuse_random
 
 
 def noted(*batches: tuple[Any, int]) -> bool:
@@ -36,3 +39,16 @@ def test_integers_sequences_and_empty_outputs_are_left_to_the_comparison() -> No
     assert not noted((np.ones((3, 2), np.int64), 3))
     assert not noted(([np.ones(2, np.float32)], 3))
     assert not noted((np.ones((3, 0), np.float32), 3))
+
+
+def test_outputs_that_differ_without_a_random_node_are_refused_all_the_same() -> None:
+    model = builders.mlp(0)
+    first = {"fc3_out": np.ones((2, 5), np.float32)}
+    with pytest.raises(ModelError, match="output `fc3_out` differs from run to run"):
+        refuse_random(model, {"fc3_out": first["fc3_out"] * 2}, first)
+    refuse_random(model, {"fc3_out": first["fc3_out"] * np.float32(1 + 1e-6)}, first)
+
+
+def test_nan_and_empty_outputs_are_not_called_random() -> None:
+    for value in (np.full(3, np.nan, np.float32), np.zeros(0, np.float32)):
+        refuse_random(builders.mlp(0), {"y": value}, {"y": value})
