@@ -7,7 +7,7 @@ quantisation; initializers with equal bytes become one.
 Fires:  Identity, Dropout, Cast, Transpose, Reshape, Flatten, Expand, Slice, Pad, Concat, Sum, Max, Min, Mean, Split
         that change nothing; pairs of inverse Transposes; Shape of a static shape; all deterministic constant nodes.
 Error:  none; constants are computed by the runtime itself.
-Cost:   never more nodes, never more stored bytes (but for `growth`, 4 KiB in all).
+Cost:   never more nodes, never more stored bytes (but for constants of up to `growth` bytes each).
 Source: compiler folklore; semantics by op from the ONNX operator specification.
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -28,7 +27,7 @@ from ccompile.core import Array, Kind, PassResult, Rewrite, Site, Skip, View
 from ccompile.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
 
 Types = dict[str, ValueType]
 
@@ -48,19 +47,18 @@ class TidyGraph(Rewrite):
 
     fold_constants: bool = Field(True, description="compute nodes that depend on constants only")
     share_initializers: bool = Field(True, description="store equal initializers once")
-    growth: int = Field(4096, ge=0, le=1_000_000_000, description="bytes that folding may add to the model in all")
+    growth: int = Field(4096, ge=0, le=1_000_000_000, description="a folded constant of up to this many bytes may grow")
 
     def run(self, view: View) -> PassResult:
         """Apply all rules until none fires."""
         applied: list[Site] = []
         skipped: dict[str, Skip] = {}
-        room = _Room(self.growth)
         while True:
             before = len(applied)
             applied += _lift_constants(view)
             applied += _bypass_noops(view, skipped)
             if self.fold_constants:
-                applied += _fold(view, room, skipped)
+                applied += _fold(view, self.growth, skipped)
             if self.share_initializers:
                 applied += _share(view, skipped)
             applied += [Site((str(node.name),), "dead") for node in graph.remove_dead(view.graph)]
@@ -232,27 +230,7 @@ def _inverse_transposes(node: ir.Node) -> ir.Value | None:
 # ---------------------------------------------------------------------------------------------- constants
 
 
-@dataclass
-class _Room:
-    """How many of the bytes that folding may add are left."""
-
-    growth: int
-    used: int = 0
-
-    def refusal(self, written: int, read: int) -> str:
-        """Return why a node must not be folded into `written` bytes that replace `read`, or nothing."""
-        if written <= read or self.used + written - read <= self.growth:
-            return ""
-        why = f"constant, but folding would store {written} bytes in place of {read}"
-        spent = written - read <= self.growth
-        return f"{why}, and {self.used} of the {self.growth} that folding may add are used" if spent else why
-
-    def use(self, written: int, read: int, passing: int) -> None:
-        """Count a fold; `passing` of the bytes read were folded before, and are not stored after all."""
-        self.used = max(0, self.used + max(written - read, -passing))
-
-
-def _fold(view: View, room: _Room, skipped: dict[str, Skip]) -> list[Site]:
+def _fold(view: View, growth: int, skipped: dict[str, Skip]) -> list[Site]:
     folded: dict[ir.Node, None] = {}
     known = {value for value in view.graph.initializers.values() if not value.is_graph_input()}
     found = []
@@ -262,7 +240,7 @@ def _fold(view: View, room: _Room, skipped: dict[str, Skip]) -> list[Site]:
             continue
         if not _foldable(node, known, view):
             continue
-        reason = view.excluded(node) or _refusal(node, room, view, folded)
+        reason = view.excluded(node) or _refusal(node, growth, view)
         if reason:
             skipped[reason.node] = reason
             continue
@@ -290,8 +268,8 @@ def _foldable(node: ir.Node, known: set[ir.Value], view: View) -> bool:
     return all(value is None or value in known for value in node.inputs)
 
 
-def _refusal(node: ir.Node, room: _Room, view: View, folded: Container[ir.Node | None]) -> Skip | None:
-    """Return why a constant node stays; when it does not, its growth is counted."""
+def _refusal(node: ir.Node, growth: int, view: View) -> Skip | None:
+    """Return why a constant node stays, or None."""
     name = str(node.name)
     if node.op_type in _QUANTISED:
         return Skip(name, "constant, but folding would undo a quantisation")
@@ -304,13 +282,11 @@ def _refusal(node: ir.Node, room: _Room, view: View, folded: Container[ir.Node |
         return Skip(name, "constant, but not a tensor of a plain numeric type")
     freed = {value for value in node.inputs if value is not None and all(use.node is node for use in value.uses())}
     read = sum(_types(view, value).nbytes or 0 for value in freed)
-    passing = sum(_types(view, value).nbytes or 0 for value in freed if value.producer() in folded)
     sizes = [kind.nbytes for kind in types if kind.nbytes is not None]
     if len(sizes) < len(types):
         return Skip(name, "constant, but of unknown size")
-    if reason := room.refusal(sum(sizes), read):
-        return Skip(name, reason)
-    room.use(sum(sizes), read, passing)
+    if sum(sizes) > max(read, growth):
+        return Skip(name, f"constant, but folding would store {sum(sizes)} bytes in place of {read}")
     return None
 
 
