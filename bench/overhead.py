@@ -33,12 +33,13 @@ COMPILE = """
 import json, re, sys, time
 from pathlib import Path
 from ccompile import pipeline
+from ccompile.request import Request
 from ccompile.spec import parse
 import onnxruntime
 spec = parse(sys.argv[2])
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024
 base = peak()
-evidence = pipeline.compile_model(pipeline.Request(Path(sys.argv[1]), spec, Path(sys.argv[3])))
+evidence = pipeline.compile_model(Request(Path(sys.argv[1]), spec, Path(sys.argv[3])))
 assert evidence.verdict == "ok", evidence.reason
 timing = evidence.timing
 print(json.dumps([timing["total"], timing["verification"], peak() - base]))

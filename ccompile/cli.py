@@ -88,19 +88,20 @@ def compile_command(
 ) -> int:
     """Compile MODEL under a spec (the default command)."""
     from ccompile import pipeline, report
+    from ccompile.request import Request
     from ccompile.spec import load
 
-    request = pipeline.Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure)
+    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure)
     with _progress(quiet) as progress:
         result = pipeline.compile_model(request, progress)
     if not quiet:
         if verbose:
-            click.echo(report.evidence_summary(result))
+            _echo(report.evidence_summary(result))
         _show(report.evidence_table(result))
     failed = result.verdict == "failed"
     for line in report.verdict_lines(result, str(output), str(request.evidence_path)):
         if failed or not quiet:
-            click.echo(line, err=failed)
+            _echo(line, err=failed)
     return BROKEN if failed else OK
 
 
@@ -119,7 +120,7 @@ def inspect(model: Path, target: str, shapes: tuple[str, ...], as_json: bool) ->
 
     found = inspect_model(model, load_target(target, Path()), dict(_shape(text) for text in shapes))
     if as_json:
-        click.echo(json.dumps({"target": target, **asdict(found)}, indent=1))
+        _echo(json.dumps({"target": target, **asdict(found)}, indent=1))
     else:
         _show(report.inspect_table(found.cost, found.acts, target))
     return OK
@@ -143,9 +144,9 @@ def passes_command(name: str | None, as_json: bool) -> int:
             }
             for known, kind in kinds.items()
         }
-        click.echo(json.dumps(data, indent=1))
+        _echo(json.dumps(data, indent=1))
     elif name is not None:
-        click.echo(report.pass_page(kinds[name]))
+        _echo(report.pass_page(kinds[name]))
     else:
         rows = [(known, kind.kind, report.doc_of(kind).splitlines()[0]) for known, kind in kinds.items()]
         _show(report.table(["pass", "contract", "what it does"], rows, left=3))
@@ -157,7 +158,7 @@ def schema() -> int:
     """Print the JSON Schema of specs, for editors."""
     from ccompile.spec import schema as build
 
-    click.echo(json.dumps(build(), indent=1))
+    _echo(json.dumps(build(), indent=1))
     return OK
 
 
@@ -200,7 +201,7 @@ def diff(
     record = ComparisonRecord.of(comparison)
     if as_json:
         plain = {"changes": diffs.as_data(changes), "outputs": record.model_dump(mode="json"), "data": source}
-        click.echo(json.dumps(plain, indent=1))
+        _echo(json.dumps(plain, indent=1))
         return OK
     rows = [(c.kind, c.what, c.name, " -> ".join(text for text in (c.before, c.after) if text)) for c in changes]
     _show(report.table(["change", "what", "name", ""], rows, left=4) if rows else "The graphs are equal.")
@@ -246,13 +247,13 @@ def check(
     record = ComparisonRecord.of(comparison)
     if as_json:
         plain = {"holds": not broken, "broken": broken, "outputs": record.model_dump(mode="json"), "data": source}
-        click.echo(json.dumps(plain, indent=1))
+        _echo(json.dumps(plain, indent=1))
     else:
         _show(report.comparison_table(record, source))
     for name, found in broken.items():
-        click.echo(f"{output}: output `{name}`: {'; '.join(found)}", err=True)
+        _echo(f"{output}: output `{name}`: {'; '.join(found)}", err=True)
     if broken and comparison.needed is not None:
-        click.echo(f"Limits that would each have passed: {comparison.needed}", err=True)
+        _echo(f"Limits that would each have passed: {comparison.needed}", err=True)
     return BROKEN if broken else OK
 
 
@@ -319,6 +320,14 @@ def _console(err: bool = False) -> Console:
     return Console(file=stream, width=None if stream.isatty() else 240, highlight=False)
 
 
+def _echo(text: str, err: bool = False) -> None:
+    """Print; when the reader has gone (`| head`) the rest is dropped, and the verdict stands."""
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
+
+
 def _show(what: RenderableType) -> None:
     console = _console()
     if console.is_terminal:
@@ -326,7 +335,7 @@ def _show(what: RenderableType) -> None:
         return
     with console.capture() as captured:
         console.print(what)
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    _echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 @contextlib.contextmanager
@@ -351,6 +360,8 @@ def _terminate(number: int, frame: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (started with >&-)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         code = cli.main(list(arguments) if arguments is not None else None, "ccompile", standalone_mode=False)
         sys.stdout.flush()
@@ -363,11 +374,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         code = WRONG
     except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("interrupted: nothing was written", err=True)
+        click.echo("interrupted: the output is the previous one, or whole", err=True)
         code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = OK
+    except OSError as error:
+        click.echo(f"error: {error.filename or 'standard output'}: {error.strerror or error}", err=True)
+        code = WRONG
     except MemoryError:
         click.echo("error: out of memory: nothing was written", err=True)
         code = WRONG

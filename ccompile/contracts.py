@@ -14,22 +14,27 @@ from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.spec import Gates
 from ccompile.verify import SiteError
 
-ANY = Tolerance(relative_l2=math.inf)  # what a lossy step without a tolerance must keep: shapes, types, finite values
+ANY = Tolerance.model_construct(
+    relative_l2=math.inf
+)  # what a lossy step without a tolerance must keep: shapes, types, finite values
 
 
 def broken(step: Pass, previous: Comparison, sites: Sequence[SiteError]) -> str:
     """Return how the step's contract broke, or nothing. `previous`: against the graph that the step was given."""
-    violations = previous.exact_violations() if step.kind == "exact" else {}
-    violations = violations or previous.violations(step.tolerance or ANY)
-    if violations:
-        name, found = next(iter(violations.items()))
-        kind = "is more than float reordering away" if step.kind == "exact" else "left its tolerance"
-        return f"output `{name}` {kind}: {'; '.join(found)}"
+    for kind, violations in _violations(step, previous):
+        for name, found in violations.items():
+            return f"output `{name}` {kind}: {'; '.join(found)}"
     for error in sites:
         if not error.holds:
             nodes = ", ".join(error.site.nodes)
             return f"site {nodes} broke its own bound: |dy|/|x| is {error.gain:.4g}, promised {error.site.bound:.4g}"
     return ""
+
+
+def _violations(step: Pass, previous: Comparison) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    if step.kind == "exact":
+        yield "is more than float reordering away", previous.exact_violations()
+    yield "left its tolerance", previous.violations(step.tolerance or ANY)
 
 
 def advice(
@@ -42,11 +47,10 @@ def advice(
     settings: Settings,
 ) -> str:
     """Return lines that name the first guilty site and the tolerance that would have passed."""
-    tolerance = step.tolerance or ANY
 
     def breaks(output: OutputComparison) -> bool:
         one = Comparison((output,), previous.samples)
-        return bool(one.exact_violations() if step.kind == "exact" else one.violations(tolerance))
+        return any(violations for _, violations in _violations(step, one))
 
     lines = []
     rtol = verify.rtol_of(step.tolerance)
@@ -62,7 +66,10 @@ def advice(
 
 
 def passing_tolerance(asked: Tolerance | None, comparison: Comparison) -> Tolerance | None:
-    """Return the smallest tolerance with the limits of `asked` (or all limits) that would have passed, if any can."""
+    """Return the smallest tolerance with the limits of `asked` that would have passed, if any can.
+
+    All limits where `asked` is None or none of its limits means anything on these outputs.
+    """
     needed = comparison.needed
     if needed is None:
         return None
@@ -71,7 +78,7 @@ def passing_tolerance(asked: Tolerance | None, comparison: Comparison) -> Tolera
     limits = {name: measured[name] for name in wanted if name in measured}
     if "rtol" in wanted:
         limits |= {"rtol": wanted["rtol"], "atol": measured["atol"]}
-    return Tolerance(**limits)
+    return Tolerance(**(limits or measured))
 
 
 def gate_records(
@@ -105,7 +112,10 @@ def _accuracy_gates(gates: Gates, final: Comparison) -> Iterator[GateRecord]:
     passing = passing_tolerance(gates.tolerance, final)
     for name, limit in gates.tolerance.limits().items():
         single = name not in ("atol", "rtol")
-        violations = final.violations(Tolerance(**{name: limit}) if single else gates.tolerance)
+        judged = final
+        if name == "argmax" and len(gates.tolerance.limits()) > 1:  # the others judge what has no class axis
+            judged = Comparison(tuple(o for o in final.outputs if o.argmax is not None or o.problem), final.samples)
+        violations = judged.violations(Tolerance(**{name: limit}) if single else gates.tolerance)
         found = [f"`{output}` {text}" for output, texts in violations.items() for text in texts]
         value = passing.limits().get(name) if passing is not None else None
         detail = "; ".join(found[:3]) if found else f"{value:g} measured, {limit:g} asked"

@@ -13,7 +13,15 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Array = npt.NDArray[Any]
 Kind = Literal["exact", "bounded", "lossy"]
@@ -21,13 +29,25 @@ Facts = Mapping[str, float | str]
 T = TypeVar("T")
 
 
-class Tolerance(BaseModel):
+class Declaration(BaseModel):
+    """Base of what a spec says: frozen, no unknown keys, numbers finite, and no boolean where a number is meant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_as_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
+            said = str(value).lower()
+            raise ValueError(f"should not be `{said}` (YAML reads yes, no, on and off so, unless they are quoted)")
+        return value
+
+
+class Tolerance(Declaration):
     """How far an output may move; every given limit must hold, on every output.
 
     `atol` and `rtol` together bound each element: |a - b| <= atol + rtol |b|, b being the reference.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     atol: float | None = Field(None, ge=0, description="largest absolute difference of an element")
     rtol: float | None = Field(None, ge=0, description="largest difference relative to the reference element")
@@ -59,7 +79,7 @@ class OutputComparison:
     """One output of two models on the same inputs; `reference` is the second operand everywhere.
 
     `argmax` and `kl` are None where they make no sense (see verify.class_axis). `mismatches` counts entries that cannot
-    be close: NaN or infinity that the reference does not have, and any difference of an integer, bool or string.
+    be close: NaN or infinity on one side only, and any difference of an integer, bool or string.
     """
 
     name: str
@@ -76,14 +96,17 @@ class OutputComparison:
     problem: str = ""
 
     def violations(self, tolerance: Tolerance) -> list[str]:
-        """Return what leaves `tolerance`, in words; an output that compared nothing always does."""
+        """Return what leaves `tolerance`, in words; an output of which nothing was compared always does."""
         if self.problem:
             return [self.problem]
         if self.elements == 0:
             return ["nothing was compared"]
+        inexact = self.dtype.startswith(("float", "bfloat", "complex"))
         if self.mismatches:
-            what = "NaN or infinity that the reference lacks" if "float" in self.dtype else "exact values that differ"
+            what = "NaN or infinity on one side only" if inexact else "exact values that differ"
             return [f"{self.mismatches} of {self.elements} elements: {what}"]
+        if inexact and self.argmax is None and tolerance.limits().keys() == {"argmax"}:
+            return ["argmax says nothing about it, it has no class axis: give another limit as well"]
         measured = {"relative_l2": self.relative_l2, "cosine": self.cosine, "argmax": self.argmax}
         broken = []
         for name, limit in tolerance.limits().items():
@@ -127,27 +150,37 @@ class Comparison:
 
     @property
     def needed(self) -> Tolerance | None:
-        """Return the smallest limits that each would pass alone, or None when no tolerance can."""
+        """Return the smallest limits, in three digits, that each would pass alone; None when no tolerance can."""
         if not self.outputs or any(o.problem or o.mismatches or not o.elements for o in self.outputs):
             return None
-        argmax = [o.argmax for o in self.outputs if o.argmax is not None]
-        return Tolerance(
-            atol=round_up(max(o.atol_needed for o in self.outputs)),
-            relative_l2=round_up(max(o.relative_l2 for o in self.outputs)),
-            cosine=math.floor(min(o.cosine for o in self.outputs) * 1e6) / 1e6,
-            argmax=math.floor(min(argmax) * 1e6) / 1e6 if argmax else None,
-        )
+        limits = {
+            "atol": round_up(max(o.atol_needed for o in self.outputs)),
+            "relative_l2": round_up(max(o.relative_l2 for o in self.outputs)),
+            "cosine": _round_down(min(o.cosine for o in self.outputs)),
+        }
+        if argmax := [o.argmax for o in self.outputs if o.argmax is not None]:
+            limits["argmax"] = _round_down(min(argmax))
+        finite = {name: limit for name, limit in limits.items() if math.isfinite(limit)}
+        return Tolerance(**finite) if finite else None
 
 
-def round_up(value: float, digits: int = 2) -> float:
+def _round_down(value: float) -> float:
+    """Return the largest multiple of 1e-6 that is <= value."""
+    if not math.isfinite(value):
+        return value
+    rounded = math.floor(value * 1e6) / 1e6
+    return rounded if rounded <= value else (math.floor(value * 1e6) - 1) / 1e6
+
+
+def round_up(value: float, digits: int = 3) -> float:
     """Return the least number of `digits` significant decimals that is >= value.
 
     >>> round_up(0.03121)
-    0.032
+    0.0313
     >>> round_up(0.0)
     0.0
     """
-    if value == 0 or not math.isfinite(value):
+    if abs(value) < 1e-300 or not math.isfinite(value):
         return value
     step = 10.0 ** (math.floor(math.log10(abs(value))) - digits + 1)
     rounded = float(f"{math.ceil(value / step - 1e-9) * step:.{digits}g}")
@@ -288,10 +321,8 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 FACTS = ("groups", "kernel", "stride", "dilation", "in_channels", "out_channels", "params")
 
 
-class Selector(BaseModel):
+class Selector(Declaration):
     """Nodes by glob on their name, glob on their op, and a condition on their facts; all that is given must hold."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("*", description="glob on the node's name", examples=["/fc*"])
     op: str = Field("*", description="glob on the node's op type", examples=["Conv"])
@@ -333,23 +364,34 @@ def _parse_condition(text: str) -> ast.expr:
         raise ValueError(f"`{text}` is not a condition such as `groups > 1`") from error
 
 
-def _holds(node: ast.expr, facts: Facts) -> Any:
-    """Evaluate the little language of `where`: names, numbers, comparisons, and/or/not. Nothing else is accepted."""
+def _holds(node: ast.expr, facts: Facts) -> bool:
+    """Evaluate the little language of `where`: comparisons of names and numbers, and/or/not; nothing else."""
     if isinstance(node, ast.BoolOp):
-        values = [_holds(value, facts) for value in node.values]
-        return all(values) if isinstance(node.op, ast.And) else any(values)
+        found = [_holds(value, facts) for value in node.values]
+        return all(found) if isinstance(node.op, ast.And) else any(found)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         return not _holds(node.operand, facts)
     if isinstance(node, ast.Compare) and all(type(op) in _COMPARE for op in node.ops):
-        values = [_holds(value, facts) for value in (node.left, *node.comparators)]
+        values = [_operand(value, facts) for value in (node.left, *node.comparators)]
         return all(_COMPARE[type(op)](a, b) for op, a, b in zip(node.ops, values[:-1], values[1:], strict=True))
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+    if isinstance(node, ast.Name | ast.Constant):
+        _operand(node, facts)
+        raise ValueError(f"`{ast.unparse(node)}` alone says nothing: compare it, for example `groups > 1`")
+    raise _not_allowed(node)
+
+
+def _operand(node: ast.expr, facts: Facts) -> Any:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return node.value
     if isinstance(node, ast.Name):
         if node.id not in FACTS:
             raise ValueError(f"`{node.id}` is not a fact about a node; there are: {', '.join(FACTS)}")
         return facts[node.id]
-    raise ValueError(f"`{ast.unparse(node)}` is not allowed here: compare {', '.join(FACTS)} with numbers")
+    raise _not_allowed(node)
+
+
+def _not_allowed(node: ast.expr) -> ValueError:
+    return ValueError(f"`{ast.unparse(node)}` is not allowed here: compare {', '.join(FACTS)} with numbers")
 
 
 def _as_selector(value: object) -> object:
@@ -359,10 +401,8 @@ def _as_selector(value: object) -> object:
 SelectorOption = Annotated[Selector, BeforeValidator(_as_selector, json_schema_input_type=str | Selector)]
 
 
-class Pass(BaseModel):
+class Pass(Declaration):
     """One technique: a frozen declaration whose fields are its options. Its name is its file's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: ClassVar[Kind]
     after: ClassVar[tuple[str, ...]] = ()

@@ -23,8 +23,8 @@ class Change:
 
 
 def compare_graphs(before: ir.Model, after: ir.Model) -> list[Change]:
-    """Return the differences of interface, nodes and weights, by name, in that order."""
-    changes = _interface(before, after)
+    """Return the differences of interface, opsets, nodes and weights, by name, in that order; none means equal."""
+    changes = _interface(before, after) + _opsets(before, after)
     mine, theirs = _nodes(after), _nodes(before)
     changes += [Change("removed", "node", name, theirs[name]) for name in theirs if name not in mine]
     changes += [Change("added", "node", name, "", mine[name]) for name in mine if name not in theirs]
@@ -36,6 +36,14 @@ def compare_graphs(before: ir.Model, after: ir.Model) -> list[Change]:
     return changes + _weights(before, after)
 
 
+def _opsets(before: ir.Model, after: ir.Model) -> list[Change]:
+    old, new = ({name or "ai.onnx": str(n) for name, n in m.opset_imports.items()} for m in (before, after))
+    found = [Change("removed", "opset", name, version) for name, version in old.items() if name not in new]
+    found += [Change("added", "opset", name, "", version) for name, version in new.items() if name not in old]
+    changed = [name for name, version in old.items() if new.get(name, version) != version]
+    return found + [Change("changed", "opset", name, old[name], new[name]) for name in changed]
+
+
 def _interface(before: ir.Model, after: ir.Model) -> list[Change]:
     old, new = ({name: f"{kind} {shape}" for name, kind, shape in graph.signature(m)} for m in (before, after))
     found = [Change("removed", "interface", name, text) for name, text in old.items() if name not in new]
@@ -45,19 +53,35 @@ def _interface(before: ir.Model, after: ir.Model) -> list[Change]:
         for name, text in old.items()
         if new.get(name, text) != text
     ]
+    if not found and list(old) != list(new):
+        found.append(Change("changed", "interface", "order", ", ".join(old), ", ".join(new)))
     return found
 
 
 def _nodes(model: ir.Model) -> dict[str, str]:
+    """Return each node as text: op(inputs; attributes) -> outputs."""
     found = {}
     for node in model.graph:
-        attributes = ", ".join(
-            f"{name}={attribute.value}"
-            for name, attribute in sorted(node.attributes.items())
-            if attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR)
+        inputs, outputs = (
+            ", ".join("" if value is None else str(value.name) for value in values)
+            for values in (node.inputs, node.outputs)
         )
-        found[str(node.name)] = f"{node.op_type}({attributes})"
+        attributes = ", ".join(f"{name}={_text(value)}" for name, value in sorted(node.attributes.items()))
+        kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        found[str(node.name)] = f"{kind}({inputs}{'; ' if attributes else ''}{attributes}) -> {outputs}"
     return found
+
+
+def _text(attribute: ir.Attr) -> str:
+    """Return an attribute's value; tensors and graphs, which may be large, by their digest."""
+    if attribute.is_ref():
+        return f"@{attribute.ref_attr_name}"
+    if attribute.type in _LONG:
+        return hashlib.sha256(ir.to_proto(attribute).SerializeToString(deterministic=True)).hexdigest()[:12]
+    return str(attribute.value)
+
+
+_LONG = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
 
 
 def _weights(before: ir.Model, after: ir.Model) -> list[Change]:

@@ -17,6 +17,7 @@ class Problem:
     message: str
     where: str = ""
     hint: str = ""
+    place: tuple[int, int] = (0, 0)  # line and column, for sorting; (0, 0) when it has none
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.message}" if self.where else self.message
@@ -75,6 +76,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'It takes: energy, rank.'
     """
     names = sorted(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    by_case = {known_name.casefold(): known_name for known_name in names}
+    close = get_close_matches(name.casefold(), by_case, n=1, cutoff=0.5)
     listed = f"It takes: {', '.join(names)}." if names else "It takes nothing."
-    return f"Did you mean `{close[0]}`? {listed}" if close else listed
+    return f"Did you mean `{by_case[close[0]]}`? {listed}" if close else listed

@@ -108,7 +108,7 @@ class StepRecord(Record):
     skipped: tuple[SkipRecord, ...]
     against_previous: ComparisonRecord | None
     against_source: ComparisonRecord | None
-    metrics: dict[str, float]
+    metrics: Mapping[str, float | None]
     cost: CostRecord | None
     nodes: int
     ops: dict[str, int]
@@ -157,10 +157,10 @@ class Evidence(Record):
     calibration: DataRecord | None
     verification: DataRecord
     source_cost: CostRecord
-    source_metrics: dict[str, float]
+    source_metrics: Mapping[str, float | None]
     steps: tuple[StepRecord, ...]
     final: ComparisonRecord | None
-    survey: dict[str, float]
+    survey: Mapping[str, float | None]
     gates: tuple[GateRecord, ...]
     timing: dict[str, Any] = {}
 

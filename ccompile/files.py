@@ -11,7 +11,10 @@ Source: Protocol Buffers encoding; onnx.proto (ModelProto.graph 7, GraphProto.in
 from __future__ import annotations
 
 import contextlib
+import glob
+import math
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from ccompile.errors import CcompileError, ModelError
 
@@ -132,8 +136,10 @@ def split(buffer: Buffer) -> tuple[bytes, dict[int, Buffer]]:
     return b"".join([*rest, _header(_GRAPH, len(body)), body]), weights
 
 
-def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], Buffer]:
-    """Return the model without its large weights, those by initializer name (read-only views), and the file's bytes.
+def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer]]:
+    """Return the model without its large weights, those by initializer name (read-only views), and all bytes read.
+
+    The bytes are the file's, then those of its external data in order of appearance; the views look into them.
 
     Raises ModelError when the file is not an ONNX model, or its external data is missing, short or outside its folder.
     """
@@ -144,6 +150,31 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], Buffer]:
         raise ModelError(f"cannot read the model: {error.strerror}", where, "Is the path right?") from error
     if not buffer:
         raise ModelError("the file is empty", where, "An ONNX model was expected.")
+    proto, views = _parsed(buffer, path)
+    weights, everything = {}, [buffer]
+    for index, tensor in enumerate(proto.graph.initializer):
+        raw = views.get(index)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raw = _external(tensor, path)
+            everything.append(raw)
+        dtype = _known_dtype(tensor, where)
+        if raw is not None or tensor.HasField("raw_data"):
+            _check_size(tensor, dtype, tensor.raw_data if raw is None else raw, where)
+        if raw is None:
+            continue
+        if dtype in _PLAIN:
+            weights[tensor.name] = _as_array(tensor, dtype, raw)
+        else:
+            _embed(tensor, raw)
+    for tensor in _other_tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            everything.append(_external(tensor, path))
+            _embed(tensor, everything[-1])
+    return proto, weights, everything
+
+
+def _parsed(buffer: Buffer, path: Path) -> tuple[onnx.ModelProto, dict[int, Buffer]]:
+    """Return what `split` gives, the message parsed."""
     try:
         skeleton, views = split(buffer)
         proto = onnx.ModelProto.FromString(skeleton)
@@ -153,58 +184,67 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], Buffer]:
         if type(error).__name__ != "DecodeError":
             raise
         raise _not_onnx(path, error) from error
+    if (garbled := _garbled(proto)) is not None:
+        raise ModelError(f"the name {garbled!r} is not UTF-8", str(path), "The file is damaged.")
     if not proto.graph.node and not proto.graph.output:
-        raise ModelError("the model has no graph", where, "An ONNX model with nodes and outputs was expected.")
-    weights = {}
-    for index, tensor in enumerate(proto.graph.initializer):
-        if index in views:
-            dtype = _known_dtype(tensor, where)
-            if dtype in _PLAIN:
-                weights[tensor.name] = _as_array(tensor, dtype, views[index], where)
-            else:
-                tensor.raw_data = bytes(views[index])
-        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
-            weights[tensor.name] = _external(tensor, path)
-    for tensor in _other_tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensor.raw_data = _external(tensor, path).tobytes()
-            tensor.ClearField("data_location")
-            tensor.ClearField("external_data")
-    return proto, weights, buffer
+        raise ModelError("the model has no graph", str(path), "An ONNX model with nodes and outputs was expected.")
+    return proto, views
+
+
+def _embed(tensor: onnx.TensorProto, raw: Buffer) -> None:
+    """Store a tensor's bytes in the message."""
+    tensor.raw_data = bytes(raw)
+    tensor.ClearField("data_location")
+    tensor.ClearField("external_data")
+
+
+def _garbled(message: Message) -> bytes | None:
+    """Return the first text in a message that is not UTF-8: protobuf hands it out as bytes."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for part in (value,) if isinstance(value, str | bytes | Message) else value:
+            found = _garbled(part) if field.type == field.TYPE_MESSAGE else part if isinstance(part, bytes) else None
+            if found is not None:
+                return found
+    return None
 
 
 def _not_onnx(path: Path, error: Exception) -> ModelError:
+    said = "it ends in the middle of a field" if isinstance(error, IndexError) else str(error).partition("\n")[0]
     return ModelError(
-        f"not an ONNX model: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+        f"not an ONNX model: {said or type(error).__name__}",
         str(path),
         "The file is damaged, truncated, or of another format.",
     )
 
 
 def _known_dtype(tensor: onnx.TensorProto, where: str) -> ir.DataType:
-    try:
-        return ir.DataType(tensor.data_type)
-    except ValueError as error:
-        raise ModelError(f"initializer `{tensor.name}` has the unknown data type {tensor.data_type}", where) from error
+    known = tensor.data_type in ir.DataType.__members__.values() and tensor.data_type != ir.DataType.UNDEFINED
+    if not known:
+        raise ModelError(f"initializer `{tensor.name}` has the unknown data type {tensor.data_type}", where)
+    return ir.DataType(tensor.data_type)
 
 
-def _as_array(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer, where: str) -> Array:
+def _check_size(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer | bytes, where: str) -> None:
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"initializer `{tensor.name}` has a negative dimension {list(tensor.dims)}", where)
-    shape = tuple(tensor.dims)
-    expected = int(np.prod(np.array(shape, dtype=object))) * dtype.numpy().itemsize
+    expected = math.ceil(math.prod(tensor.dims) * dtype.bitwidth / 8) if dtype != ir.DataType.STRING else -1
     if expected != len(raw):
         raise ModelError(
-            f"initializer `{tensor.name}` of shape {list(shape)} and {dtype} needs {expected} bytes, it has {len(raw)}",
+            f"initializer `{tensor.name}` of {list(tensor.dims)} and {dtype} has {len(raw)} bytes, not {expected}",
             where,
             "The file is damaged or truncated.",
         )
-    array = np.frombuffer(raw, dtype=dtype.numpy()).reshape(shape)
+
+
+def _as_array(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer) -> Array:
+    array = np.frombuffer(raw, dtype=dtype.numpy()).reshape(tuple(tensor.dims))
     array.flags.writeable = False
     return array
 
 
-def _external(tensor: onnx.TensorProto, path: Path) -> Array:
+def _external(tensor: onnx.TensorProto, path: Path) -> Buffer:
     """Return a read-only map of a tensor's external data, refusing what lies outside the model's folder."""
     where = f"{path}: tensor `{tensor.name}`"
     info = {entry.key: entry.value for entry in tensor.external_data}
@@ -215,7 +255,8 @@ def _external(tensor: onnx.TensorProto, path: Path) -> Array:
         raise ModelError(
             f"external data `{location}` lies outside the model's folder", where, "Keep it beside the model."
         )
-    dtype = _known_dtype(tensor, where)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        raise ModelError("strings cannot be external data", where, "Store this tensor in the model.")
     try:
         offset = int(info.get("offset", 0))
         size = target.stat().st_size
@@ -226,6 +267,8 @@ def _external(tensor: onnx.TensorProto, path: Path) -> Array:
         ) from error
     except ValueError as error:
         raise ModelError(f"external data has a bad offset or length: {info}", where) from error
+    if not target.is_file():
+        raise ModelError(f"external data `{location}` is not a file", where)
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelError(
             f"external data `{location}` is too short: bytes {offset} to {offset + length} of {size}",
@@ -233,11 +276,8 @@ def _external(tensor: onnx.TensorProto, path: Path) -> Array:
             "The data file is truncated, or belongs to another model.",
         )
     if not length:
-        return np.empty(tuple(tensor.dims), dtype=dtype.numpy())
-    view = memoryview(np.memmap(target, dtype=np.uint8, mode="r", offset=offset, shape=(length,)))  # type: ignore[arg-type]
-    if dtype not in _PLAIN:
-        raise ModelError(f"external data of type {dtype} is not supported", where, "Store this tensor in the model.")
-    return _as_array(tensor, dtype, view, where)
+        return memoryview(b"")
+    return memoryview(np.memmap(target, dtype=np.uint8, mode="r", offset=offset, shape=(length,)))  # type: ignore[arg-type]
 
 
 def _other_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -275,6 +315,7 @@ def write(
     remove_stale(path)
     if proto.ByteSize() + sum(tensor.nbytes for tensor in weights.values()) <= limit:
         _whole(path, lambda out: _write_inline(proto, weights, out), approve)
+        _remove_data(path, None)
         return None
     scratch = _scratch(path.with_name(path.name + ".data"))
     with _disk(path), _removed_on_failure(scratch):
@@ -284,35 +325,47 @@ def write(
             for entry in tensor.external_data:
                 if entry.key == "location":
                     entry.value = data.name
+        new = not data.exists()
         scratch.replace(data)
-    _whole(path, lambda out: out.write(proto.SerializeToString()), approve)
-    for old in path.parent.glob(f"{path.name}.*.data"):
-        if old != data and re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{12}\.data", old.name):
-            old.unlink()
+    with _removed_on_failure(data) if new else contextlib.nullcontext():
+        _whole(path, lambda out: out.write(proto.SerializeToString(deterministic=True)), approve)
+    _remove_data(path, data)
     return data
 
 
+def _remove_data(path: Path, kept: Path | None) -> None:
+    """Remove the external data of the builds before, which nothing names any more."""
+    for old in path.parent.iterdir():
+        if old != kept and re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{12}\.data", old.name):
+            old.unlink()
+
+
 def _write_inline(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], out: IO[bytes]) -> None:
-    placeholders = [t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     shell = onnx.ModelProto()
     shell.CopyFrom(proto)
-    kept = [t for t in shell.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
     del shell.graph.initializer[:]
-    shell.graph.initializer.extend(kept)
     graph = shell.graph.SerializeToString(deterministic=True)
     shell.ClearField("graph")
-    heads: list[tuple[bytes, ir.TensorProtocol]] = []
-    for tensor in placeholders:
-        header = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        weight = weights[tensor.name]
-        head = header.SerializeToString(deterministic=True) + _header(_RAW_DATA, weight.nbytes)
-        heads.append((_header(_INITIALIZER, len(head) + weight.nbytes) + head, weight))
+    pieces: list[tuple[bytes, ir.TensorProtocol | None]] = []
+    size = len(graph)
+    for tensor in proto.graph.initializer:  # in their order
+        weight = weights[tensor.name] if tensor.data_location == onnx.TensorProto.EXTERNAL else None
+        if weight is None:
+            head, length = tensor.SerializeToString(deterministic=True), 0
+        else:
+            bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            length = weight.nbytes
+            head = bare.SerializeToString(deterministic=True) + _header(_RAW_DATA, length)
+        head = _header(_INITIALIZER, len(head) + length) + head
+        pieces.append((head, weight))
+        size += len(head) + length
     out.write(shell.SerializeToString(deterministic=True))
-    out.write(_header(_GRAPH, len(graph) + sum(len(head) + weight.nbytes for head, weight in heads)))
+    out.write(_header(_GRAPH, size))
     out.write(graph)
-    for head, weight in heads:
+    for head, weight in pieces:
         out.write(head)
-        out.write(_bytes_of(weight))
+        if weight is not None:
+            out.write(_bytes_of(weight))
 
 
 def _bytes_of(tensor: ir.TensorProtocol) -> memoryview:
@@ -344,20 +397,41 @@ def _write_weights(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtoc
     return digest.hexdigest()
 
 
+def probe(path: Path) -> None:
+    """Raise CcompileError when a file cannot be put at `path`: not a regular file, or the folder is not writable."""
+    _refuse_special(path)
+    scratch = _scratch(path)
+    with _disk(path), _removed_on_failure(scratch):
+        scratch.open("wb").close()
+        scratch.unlink()
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse to replace a device, a pipe or a folder by a file (`-o /dev/null` as root would)."""
+    if path.exists() and not path.is_file():
+        raise CcompileError("it is there already and is no regular file", str(path), "Name another file.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; raises CcompileError when the disk refuses."""
     _whole(path, lambda out: out.write(text.encode()))
 
 
 def _scratch(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.ccompile-tmp")
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.ccompile-tmp")
+
+
+def _machine() -> str:
+    """Return the machine's or container's name: process numbers mean nothing on another one."""
+    return platform.node().replace(".", "_").replace("-", "_")
 
 
 def remove_stale(path: Path) -> None:
     """Remove what killed runs left beside `path`; files of live processes stay."""
-    for left in path.parent.glob(f".{path.name}*.ccompile-tmp"):
-        pid = left.name.split(".")[-2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+    for left in path.parent.glob(f".{glob.escape(path.name)}*.ccompile-tmp"):
+        machine, _, pid = left.name.split(".")[-2].rpartition("-")
+        alive = not Path("/proc").exists() or Path(f"/proc/{pid}").exists()
+        if machine == _machine() and pid.isdigit() and not alive:
             left.unlink(missing_ok=True)
 
 
@@ -384,6 +458,7 @@ def _whole(
     path: Path, fill: Callable[[IO[bytes]], object], approve: Callable[[Path], None] = lambda path: None
 ) -> None:
     """Fill a scratch file beside `path`, flush it to the disk, and rename it over `path`."""
+    _refuse_special(path)
     scratch = _scratch(path)
     with _disk(path), _removed_on_failure(scratch):
         with scratch.open("wb") as out:

@@ -5,6 +5,8 @@ Weights are read-only and shared between copies, so a pass that writes into one 
 
 from __future__ import annotations
 
+import contextlib
+import copy as shallow
 import hashlib
 import math
 from collections import Counter
@@ -80,22 +82,16 @@ def load(path: Path | str) -> Source:
     that are not finite.
     """
     path = Path(path)
-    proto, weights, buffer = files.read(path)
-    digest = hashlib.sha256(buffer)
-    beside = [weights[name] for name in sorted(weights) if not _within(weights[name], buffer)]
-    for array in beside:
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    size = len(buffer) + sum(array.nbytes for array in beside)
+    proto, weights, pieces = files.read(path)
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    size = sum(piece.nbytes for piece in pieces)
     model, notes = from_proto(proto, weights, str(path))
+    with _representable(str(path)):
+        to_proto(model)  # what cannot be written back is refused here, not by a later step
     _check_finite(model, str(path))
     return Source(model, path, digest.hexdigest(), size, notes)
-
-
-def _within(array: Array, buffer: memoryview) -> bool:
-    base: object = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    return isinstance(base, memoryview) and base.obj is buffer.obj
 
 
 def from_proto(
@@ -112,25 +108,36 @@ def from_proto(
         proto.graph.initializer.add(name=name, data_type=stored.values.data_type, dims=[0])
     detached = weights or {}
     _check_names(proto, where)
-    try:
+    with _representable(where):
         model = ir.from_proto(proto)
         for name, value in model.graph.initializers.items():
             if name in sparse:
                 value.const_value = SparseTensor(sparse[name])
             elif name in detached:
                 value.const_value = ir.Tensor(detached[name], name=name)
+            elif value.const_value is not None:
+                value.const_value = renamed(value.const_value, name)
+                value.const_value.numpy()  # damaged small tensors raise here, not in the middle of a compile
             tensor = value.const_value
             if tensor is not None:
                 value.shape, value.type = ir.Shape(dims_of(tensor)), ir.TensorType(tensor.dtype)
-                if name not in detached and name not in sparse:
-                    tensor.numpy()  # damaged small tensors raise here, not in the middle of a compile
-    except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__  # type: ignore[assignment]
-        text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        raise ModelError(f"the graph cannot be represented: {text}", where) from error
     return model, _normalise(model)
+
+
+@contextlib.contextmanager
+def _representable(where: str) -> Iterator[None]:
+    """Turn what onnx_ir raises on graphs that it cannot represent into a ModelError."""
+    try:
+        yield
+    except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise _unrepresentable(error, where) from error
+
+
+def _unrepresentable(error: BaseException, where: str) -> ModelError:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelError(f"the graph cannot be represented: {text}", where, "The file is damaged, or its exporter is.")
 
 
 def _check_opsets(proto: onnx.ModelProto, where: str) -> None:
@@ -162,6 +169,22 @@ def _check_names(proto: onnx.ModelProto, where: str) -> None:
     for output in proto.graph.output:
         if output.name not in known:
             raise ModelError(f"graph output `{output.name}` is produced by no node", where)
+    _check_reads(proto.graph, frozenset(), where)
+
+
+def _check_reads(proto: onnx.GraphProto, outer: frozenset[str], where: str) -> None:
+    """Refuse nodes that read what neither their graph nor one around it defines."""
+    known = outer | {value.name for value in proto.input} | {tensor.name for tensor in proto.initializer}
+    known |= {sparse.values.name for sparse in proto.sparse_initializer}
+    known |= {name for node in proto.node for name in node.output}
+    for node in proto.node:
+        for name in node.input:
+            if name and name not in known:
+                what = f"node `{node.name or node.op_type}` reads `{name}`, which nothing defines"
+                raise ModelError(what, where, "The file is damaged, or its exporter is.")
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _check_reads(inner, known, where)
 
 
 def _normalise(model: ir.Model) -> tuple[str, ...]:
@@ -179,11 +202,12 @@ def _normalise(model: ir.Model) -> tuple[str, ...]:
 
 
 def name_nodes(graph: ir.Graph) -> None:
-    """Give every top-level node a unique name; existing unique names stay."""
-    count = Counter(node.name for node in graph if node.name)
-    taken = set(count)
+    """Give every top-level node a unique name; the first node of a name keeps it."""
+    taken = {node.name for node in graph if node.name}
+    seen: set[str] = set()
     for node in graph:
-        if node.name and count[node.name] == 1:
+        if node.name and node.name not in seen:
+            seen.add(node.name)
             continue
         first = next((output.name for output in node.outputs if output.name), "")
         base = node.name or f"{node.op_type}_{first}"
@@ -286,9 +310,23 @@ def check(model: ir.Model) -> str:
 
 
 def copy(model: ir.Model) -> ir.Model:
-    """Return a copy whose nodes and values are its own and whose weight arrays are shared."""
+    """Return a copy whose nodes, values and tensor names are its own and whose weight arrays are shared."""
     twin = model.clone()
     twin.graph.meta.pop(_TAKEN, None)
+    for graph in twin.graphs():
+        for name, value in graph.initializers.items():
+            if value.const_value is not None:
+                value.const_value = renamed(value.const_value, name)
+    return twin
+
+
+def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """Return a tensor of that name that shares the data: a value's name is also its tensor's, wherever it is."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):  # keeps its name in the message it came in
+        array, props = _read_only(tensor.numpy()), tensor.metadata_props
+        return ir.Tensor(array, tensor.dtype, name=name, doc_string=tensor.doc_string, metadata_props=props)
+    twin = shallow.copy(tensor)
+    twin.name = name
     return twin
 
 

@@ -41,14 +41,19 @@ class Document:
     def problem(self, path: Path, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
         """Return a Problem located at `path`, or at its nearest ancestor that has a place, with the line shown."""
         mark = next((m for p in _ancestors(path) if (m := self._mark(p, at_key and p == path))), Mark(1, 1))
+        return self.problem_at(mark, path, message, hint)
+
+    def problem_at(self, mark: Mark, path: Path, message: str, hint: str = "") -> Problem:
+        """Return a Problem located at `mark`, with the line shown."""
+        message = f"{dotted(path)}: {message}" if path else message
         if mark.option:
-            return Problem(f"{dotted(path)}: {message}" if path else message, mark.option, hint)
+            return Problem(message, mark.option, hint)
         lines = self.text.splitlines()
         shown = ""
         if 0 < mark.line <= len(lines) and len(lines[mark.line - 1]) <= 200:
             shown = f"    {lines[mark.line - 1]}\n    {' ' * (mark.column - 1)}{'^' * max(1, mark.width)}\n"
         where = f"{self.name}:{mark.line}:{mark.column}"
-        return Problem(f"{dotted(path)}: {message}" if path else message, where, (shown + hint).rstrip("\n"))
+        return Problem(message, where, (shown + hint).rstrip("\n"), (mark.line, mark.column))
 
     def _mark(self, path: Path, at_key: bool) -> Mark | None:
         return (self.keys.get(path) if at_key else None) or self.values.get(path) or self.keys.get(path)
@@ -81,10 +86,16 @@ def parse(text: str, name: str) -> Document:
         raise SpecError("nested too deeply", name) from error
     except yaml.MarkedYAMLError as error:
         raise _syntax(document, error) from error
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        mark = Mark(before.count("\n") + 1, error.position - before.rfind("\n"))
+        message = f"the character U+{error.character:04X} is not allowed in YAML"
+        raise SpecError.of([document.problem_at(mark, (), message, "Remove it.")]) from error
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"not YAML: {' '.join(str(error).split())[:200]}", name) from error
     if root is None:
-        raise SpecError("the spec is empty", name, "Start with `version: 1` and a list of `passes`.")
+        hint = "Start with `version: 1` and a list of `passes`."
+        raise SpecError.of([document.problem_at(Mark(1, 1), (), "the spec is empty", hint)])
     builder = _Builder(document)
     document.data = builder.build(root, (), 0)
     if builder.problems:
@@ -95,13 +106,23 @@ def parse(text: str, name: str) -> Document:
 def _syntax(document: Document, error: yaml.MarkedYAMLError) -> SpecError:
     mark = error.problem_mark or error.context_mark
     place = Mark(mark.line + 1, mark.column + 1) if mark is not None else Mark(1, 1)
-    document.values[()] = place
-    hint = ""
-    if "\\t" in str(error.problem):
-        hint = "YAML indents with spaces, not with tabs."
-    elif "single document" in str(error.context or ""):
-        hint = "A spec is one document: remove the second `---`."
-    return SpecError.of([document.problem((), f"not YAML: {error.problem or error.context}", hint)])
+    text = f"{error.context or ''} {error.problem or ''}"
+    hint = next((hint for part, hint in _HINTS.items() if part in text), "")
+    message = str(error.problem or error.context).removeprefix("but ")
+    return SpecError.of([document.problem_at(place, (), f"not YAML: {message}", hint)])
+
+
+_HINTS = {  # what the parser says -> what to do
+    "\\t": "YAML indents with spaces, not with tabs.",
+    "single document": "A spec is one document: remove the second `---`.",
+    "expected <block end>": "Is this line indented as far as the others of its list or mapping?",
+    "expected '<document start>'": "Is this line indented as far as the others of its list or mapping?",
+    "mapping values are not allowed": "Is the line above complete? Quote text with a `: ` in it.",
+    "could not find expected ':'": "Write `key: value`, with a space behind the colon.",
+    "expected ',' or": "Is a bracket, brace or comma missing before this?",
+    "undefined alias": "Quote text that starts with `*`.",
+}
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class _Builder:
@@ -116,20 +137,28 @@ class _Builder:
         if self.count > MAX_NODES:
             raise SpecError(f"more than {MAX_NODES} entries after expanding aliases", self.document.name)
         if depth > MAX_DEPTH:
-            raise SpecError(f"nested more than {MAX_DEPTH} deep", self.document.name)
+            problem = self.document.problem_at(_mark(node), (), f"nested more than {MAX_DEPTH} deep")
+            raise SpecError.of([problem])
         self.document.values.setdefault(path, _mark(node))
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+            self._refuse_tag(node, path)
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, index), depth + 1) for index, item in enumerate(node.value)]
         return self._scalar(node, path)
 
+    def _refuse_tag(self, node: yaml.Node, path: Path) -> None:
+        name = node.tag.removeprefix("tag:yaml.org,2002:")
+        self.problems.append(self.document.problem(path, f"the tag `{name}` is not allowed", "Write plain values."))
+
     def _mapping(self, node: yaml.MappingNode, path: Path, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                self.document.values[(*path, "?")] = _mark(key_node)
-                self.problems.append(self.document.problem((*path, "?"), "a key is a word, not a list or mapping"))
+                message = "a key is a word, not a list or mapping"
+                self.problems.append(self.document.problem_at(_mark(key_node), path, message))
                 continue
             key = str(key_node.value)
             here = (*path, key)
@@ -145,10 +174,16 @@ class _Builder:
         return found
 
     def _scalar(self, node: yaml.Node, path: Path) -> Any:
+        if bad := next((char for char in node.value if char == "\0" or "\ud800" <= char <= "\udfff"), ""):
+            self.problems.append(self.document.problem(path, f"U+{ord(bad):04X} is no character of a text"))
+            return None
+        if node.tag not in self.constructor.yaml_constructors:
+            self._refuse_tag(node, path)
+            return None
         try:
             value = self.constructor.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError) as error:
-            message = getattr(error, "problem", None) or str(error)
+            message = getattr(error, "problem", None) or str(error).partition(";")[0]
             self.problems.append(self.document.problem(path, f"cannot be read: {message}"))
             return None
         return value if isinstance(value, str | int | float | bool | None) else str(node.value)

@@ -21,7 +21,7 @@ from ccompile.analysis.shapes import ValueType, infer
 from ccompile.core import Comparison, Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
-from ccompile.errors import CcompileError, ContractError, ModelError, PassError, SpecError
+from ccompile.errors import ContractError, ModelError, PassError, SpecError
 from ccompile.evidence import (
     ComparisonRecord,
     CostRecord,
@@ -34,6 +34,7 @@ from ccompile.evidence import (
     StepRecord,
     Verdict,
 )
+from ccompile.request import Request, check_paths, dump_name
 from ccompile.runtime import Feeds, Settings
 from ccompile.spec import Spec
 from ccompile.verify import Metric, Recording, SiteError
@@ -47,31 +48,12 @@ class Progress(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Request:
-    """One compile. threads: 0 means all cores; measure: race the result against the source on this machine."""
-
-    model: Path
-    spec: Spec
-    output: Path
-    evidence: Path | None = None
-    dump: Path | None = None
-    seed: int = 0
-    threads: int = 0
-    measure: bool = False
-
-    @property
-    def evidence_path(self) -> Path:
-        """Return where the evidence goes."""
-        return self.evidence or self.output.with_name(self.output.name + ".evidence.json")
-
-
 def compile_model(request: Request, progress: Progress = lambda text, done, total: None) -> Evidence:
     """Run a compile; write model and evidence when all held, only the evidence when a contract or gate broke.
 
     Raises CcompileError (exit 2) when the request itself is wrong; then nothing is written.
     """
-    _check_paths(request)
+    check_paths(request)
     start = time.perf_counter()
     total = len(request.spec.passes) + 2
     progress("reading and running the source", 0, total)
@@ -86,21 +68,6 @@ def compile_model(request: Request, progress: Progress = lambda text, done, tota
     evidence = run.finish(start)
     progress("done", total, total)
     return evidence
-
-
-def _check_paths(request: Request) -> None:
-    """Refuse outputs that would destroy an input, or that cannot be written, before any work."""
-    inputs = {request.model: "the model", Path(request.spec.name): "the spec"}
-    for output, what in ((request.output, "the output"), (request.evidence_path, "the evidence")):
-        for path, name in inputs.items():
-            if output.exists() and path.exists() and output.samefile(path):
-                raise CcompileError(f"{what} would overwrite {name}", str(output), "Choose another path with -o.")
-        if output.is_dir():
-            raise CcompileError(f"{what} is a folder", str(output), "Name a file.")
-        if not output.parent.is_dir():
-            raise CcompileError(f"the folder of {what} does not exist", str(output.parent), "Make it first.")
-    if request.output.resolve() == request.evidence_path.resolve():
-        raise CcompileError("the model and the evidence would be one file", str(request.output))
 
 
 @dataclass
@@ -207,8 +174,7 @@ class _Run:
                 text = contracts.advice(step, before, model, sites, attempt.previous, run, self.settings)
                 attempt.broken += "\n" + text if text else ""
         if self.request.dump is not None:
-            self.request.dump.mkdir(parents=True, exist_ok=True)
-            graph.save(model, self.request.dump / f"{index + 1:02d}-{step.pass_name()}.onnx")
+            graph.save(model, self.request.dump / dump_name(index, step))
         self.steps.append(self._record(index, step, result, attempt, verdict))
         if attempt.state is not None and verdict == "kept":
             self.state = attempt.state

@@ -60,6 +60,10 @@ def duration(value: float) -> str:
     return "0"
 
 
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def _moved(comparison: ComparisonRecord | None) -> tuple[str, str]:
     """Return the worst relative L2 and the least argmax agreement of a comparison."""
     if comparison is None:
@@ -79,7 +83,7 @@ def _costs(cost: CostRecord | None) -> tuple[str, ...]:
 
 def _row(step: StepRecord, names: Sequence[str]) -> tuple[str, ...]:
     moved = (*_moved(step.against_previous)[:1], *_moved(step.against_source))
-    metrics = tuple(f"{step.metrics[name]:.4f}" if name in step.metrics else "-" for name in names)
+    metrics = tuple(_shown(step.metrics.get(name), ".4f") for name in names)
     sites = f"{len(step.applied)}/{len(step.applied) + len(step.skipped)}"
     verdict = f"[{_STYLE[step.verdict]}]{step.verdict}[/]"
     return (f"{step.index} {step.name}", verdict, sites, *moved, *metrics, *_costs(step.cost))
@@ -90,7 +94,7 @@ def evidence_table(evidence: Evidence) -> RenderableType:
     names = list(evidence.source_metrics)
     columns = ["step", "verdict", "sites", "vs previous", "vs source", "argmax", *names]
     columns += ["params", "MACs", "stored", "est. time"]
-    metrics = tuple(f"{evidence.source_metrics[name]:.4f}" for name in names)
+    metrics = tuple(_shown(value, ".4f") for value in evidence.source_metrics.values())
     first = ("source", "", "", "", "", "", *metrics, *_costs(evidence.source_cost))
     parts: list[RenderableType] = [table(columns, [first, *(_row(step, names) for step in evidence.steps)], left=3)]
     if evidence.gates:
@@ -109,12 +113,12 @@ def evidence_table(evidence: Evidence) -> RenderableType:
     return Group(*parts)
 
 
-def _survey(survey: Mapping[str, float]) -> str:
+def _survey(survey: Mapping[str, float | None]) -> str:
     """Return the survey's metrics: compression rate a / a*, space saving 1 - a* / a, estimated speed-up s / s*."""
     names = {"params": "params", "macs": "MACs", "stored_bytes": "stored bytes"}
-    rates = [f"{text} {survey[f'compression_rate.{name}']:.3g}x" for name, text in names.items()]
-    savings = [f"{text} {survey[f'space_saving.{name}']:.1%}" for name, text in names.items()]
-    speed = f"estimated speed-up: {survey['speed_up']:.3g}x"
+    rates = [f"{text} {_shown(survey[f'compression_rate.{name}'], '.3g')}x" for name, text in names.items()]
+    savings = [f"{text} {_shown(survey[f'space_saving.{name}'], '.1%')}" for name, text in names.items()]
+    speed = f"estimated speed-up: {_shown(survey['speed_up'], '.3g')}x"
     return f"compression rate: {', '.join(rates)}; space saving: {', '.join(savings)}; {speed}"
 
 
@@ -185,21 +189,17 @@ def _acts(entry: Acts | None) -> str:
 
 def comparison_table(record: ComparisonRecord, source: str) -> RenderableType:
     """Return one row per output, and what it was compared on."""
-
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
     rows = [
         (
             output.name,
             output.dtype,
             count(output.elements),
-            output.problem or (f"{output.mismatches} broken" if output.mismatches else shown(output.max_abs, ".3g")),
-            shown(output.relative_l2, ".3g"),
-            shown(output.sqnr_db, ".1f"),
-            shown(output.cosine, ".6f"),
-            shown(output.argmax, ".2%"),
-            shown(output.kl, ".3g"),
+            output.problem or (f"{output.mismatches} broken" if output.mismatches else _shown(output.max_abs, ".3g")),
+            _shown(output.relative_l2, ".3g"),
+            _shown(output.sqnr_db, ".1f"),
+            _shown(output.cosine, ".6f"),
+            _shown(output.argmax, ".2%"),
+            _shown(output.kl, ".3g"),
         )
         for output in record.outputs
     ]

@@ -6,7 +6,9 @@ Weights are handed to the session as they are, never serialised.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import re
 import tempfile
 import time
@@ -27,6 +29,7 @@ from ccompile.errors import ModelError
 if TYPE_CHECKING:
     from ccompile.core import Array
 
+_IR_VERSION = 10  # of models made here: the oldest supported runtime refuses newer ones, whatever onnx is installed
 Feeds = Mapping[str, Any]
 Outputs = dict[str, Any]
 
@@ -63,12 +66,50 @@ class Session:
         """Return the named outputs, or all: arrays, lists for sequences, None for empty optionals."""
         wanted = list(self.names if names is None else names)
         with _refusals("ONNX Runtime fails on these inputs"):
-            return dict(zip(wanted, self._session.run(wanted, dict(feeds)), strict=True))
+            return _run(self._session, feeds, wanted)
 
     def end_profiling(self) -> str:
         """Return the path of the profile written."""
         path: str = self._session.end_profiling()
         return path
+
+
+def _run(session: Any, feeds: Feeds, names: Sequence[str]) -> Outputs:
+    """Run an InferenceSession; types that its numpy interface lacks (bfloat16, float8, 4 and 2 bits) pass as bits."""
+    fed = {name: _bits_in(value) if _is_foreign(value) else value for name, value in feeds.items()}
+    types = {output.name: output.type for output in session.get_outputs()}
+    if not any(types[name] in _FOREIGN for name in names):
+        return dict(zip(names, session.run(list(names), fed), strict=True))
+    import onnxruntime as ort
+
+    held = {n: ort.OrtValue.ortvalue_from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in fed.items()}
+    found = dict(zip(names, session.run_with_ort_values(list(names), held), strict=True))
+    return {name: _bits_out(value) if types[name] in _FOREIGN else value.numpy() for name, value in found.items()}
+
+
+_FOREIGN = {
+    f"tensor({kind.name.lower()})" for kind in ir.DataType if kind.name.startswith(("BFLOAT", "FLOAT4", "FLOAT8"))
+} | {f"tensor({name})" for name in ("int4", "uint4", "int2", "uint2")}
+
+
+def _is_foreign(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.type.__module__ == "ml_dtypes"
+
+
+def _bits_in(array: Array) -> Any:
+    import onnxruntime as ort
+
+    proto = onnx.numpy_helper.from_array(array)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, proto.data_type)
+    ctypes.memmove(value.data_ptr(), proto.raw_data, len(proto.raw_data))
+    return value
+
+
+def _bits_out(value: Any) -> Array:
+    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()) if math.prod(value.shape()) else b""
+    proto = onnx.TensorProto(dims=value.shape(), data_type=value.element_type(), raw_data=raw)
+    found: Array = onnx.numpy_helper.to_array(proto)
+    return found
 
 
 def _options(settings: Settings) -> Any:
@@ -108,8 +149,13 @@ class _refusals:  # noqa: N801  (reads as a phrase at its use)
         if not (kind.__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | ValueError)):
             return
         text = shorten(str(error))
-        node = re.search(r"(?:Name:'|name: |node[ :(]+['\"]?)([^'\"()\s]+)", str(error), re.IGNORECASE)
-        raise ModelError(f"{self.what}: {text}", f"node `{node.group(1)}`" if node else "") from error
+        node = _NODE.search(str(error))
+        name = next(filter(None, node.groups()), "") if node else ""
+        raise ModelError(f"{self.what}: {text}", f"node `{name}`" if name else "") from error
+
+
+# How ONNX Runtime names nodes: Name:'n', in node (n), Node (n) Op, In Node, ("n", ...), with name 'n', (node:'n' ep:.
+_NODE = re.compile(r"""Name:'([^']+)'|[Nn]ode,? \("?([^"()]+)"?[,)]|[Nn]ode with name '([^']+)'|[Nn]ode: ?'([^']+)'""")
 
 
 def shorten(message: str, limit: int = 300) -> str:
@@ -152,17 +198,14 @@ def evaluate(values: Sequence[ir.Value], settings: Settings) -> list[Array]:
             "constants",
             [],
             [onnx.ValueInfoProto(name=str(value.name)) for value in values],
-            [ir.serde.serialize_tensor(_named(tensor, name)) for name, tensor in constants.items()],
+            [ir.serde.serialize_tensor(graph.renamed(tensor, name)) for name, tensor in constants.items()],
         ),
         opset_imports=opsets,
+        ir_version=_IR_VERSION,
     )
     session = Session(graph.from_proto(proto)[0], settings)
     found = session.run({})
     return [np.asarray(found[str(value.name)]) for value in values]
-
-
-def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    return tensor if tensor.name == name else ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
 
 
 def observed_shapes(model: ir.Model, feeds: Feeds, settings: Settings) -> dict[str, ValueType]:
@@ -329,7 +372,7 @@ def run_file(path: Path, feeds: Feeds, settings: Settings) -> Outputs:
     with _refusals("ONNX Runtime refuses the file written"):
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        return _run(session, feeds, names)
 
 
 def outputs_of(model: ir.Model, batches: Iterable[Feeds], settings: Settings) -> Iterator[Outputs]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails
 
 from ccompile import marks, registry
-from ccompile.core import Pass, Tolerance
+from ccompile.core import Declaration, Pass, Tolerance
 from ccompile.data import DataSpec
 from ccompile.errors import CcompileError, Problem, SpecError, nearest
 from ccompile.marks import Document, dotted
@@ -27,10 +28,8 @@ DEFAULT_TARGET = "generic-cpu"
 Share = Annotated[float, Field(gt=0, le=1000)]
 
 
-class MetricGate(BaseModel):
+class MetricGate(Declaration):
     """A task metric's limit: `drop` below the source's value, or a least value; in the metric's own unit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     drop: float | None = Field(None, ge=0, description="largest loss against the source model (0.005 is half a point)")
     min: float | None = Field(None, description="least value of the compiled model")
@@ -42,10 +41,8 @@ class MetricGate(BaseModel):
         return self
 
 
-class Gates(BaseModel):
+class Gates(Declaration):
     """What the result must reach: shares of the source's cost, and how far outputs may move from the source's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     params: Share | None = Field(None, description="parameters, as a share of the source's")
     nonzero: Share | None = Field(None, description="nonzero parameters, as a share of the source's")
@@ -81,10 +78,8 @@ class Gates(BaseModel):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-class _Top(BaseModel):
+class _Top(Declaration):
     """A ccompile spec."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = Field(description="version of the spec's format: 1")
     target: str | dict[str, Any] = Field(
@@ -93,6 +88,11 @@ class _Top(BaseModel):
     data: DataSpec | None = Field(None, description="inputs; without them seeded synthetic ones are used")
     passes: list[Any] = Field(min_length=1, max_length=1000, description="steps, in order")
     gates: Gates = Field(default_factory=Gates, description="what the result must reach, checked at the end")
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _none_given(cls, value: object) -> object:
+        return {} if value is None else value  # `gates:` with every line below it commented out
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ def load(path: Path | str, sets: Sequence[str] = ()) -> Spec:
     """Read a spec file; each of `sets` is `key=value` with a dotted key. Raises SpecError with all problems."""
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as stream:
+            text = stream.read(marks.MAX_BYTES + 4).decode("utf-8-sig")
     except OSError as error:
-        raise SpecError(f"cannot read the spec: {error.strerror}", str(path)) from error
+        raise SpecError(f"cannot read the spec: {error.strerror}", str(path), "Is the path right?") from error
     except UnicodeDecodeError as error:
         raise SpecError("not UTF-8 text", str(path), "A spec is a YAML file.") from error
     return parse(text, str(path), path.parent, sets)
@@ -127,9 +128,7 @@ def parse(text: str, name: str = "spec", base: Path = Path(), sets: Sequence[str
         what = "a list" if isinstance(document.data, list) else f"`{document.data}`"
         problem = document.problem((), f"a spec is a mapping, not {what}", "Start with `version: 1` and `passes:`.")
         raise SpecError.of([problem])
-    for text_of_set in sets:
-        _set(document, text_of_set)
-    problems: list[Problem] = []
+    problems = [problem for text_of_set in sets for problem in _set(document, text_of_set)]
     top = _validated(_Top, document, (), problems)
     steps = document.data.get("passes")
     passes = [_step(document, i, step, problems) for i, step in enumerate(steps if isinstance(steps, list) else [])]
@@ -137,9 +136,11 @@ def parse(text: str, name: str = "spec", base: Path = Path(), sets: Sequence[str
     if len(ready) == len(passes):
         problems += _order(document, ready)
         problems += _promises(document, ready, document.data.get("gates"))
+    if top is not None:
+        problems += _labels(document, top)
     target = _target(document, base, problems)
     if problems or top is None or target is None:
-        raise SpecError.of(problems)
+        raise SpecError.of(sorted(problems, key=lambda problem: problem.place))
     canonical = json.dumps(document.data, sort_keys=True, default=str).encode()
     return Spec(tuple(ready), target, top.data, top.gates, name, base, hashlib.sha256(canonical).hexdigest())
 
@@ -148,6 +149,9 @@ def _target(document: Document, base: Path, problems: list[Problem]) -> Target |
     wanted = document.data.get("target", DEFAULT_TARGET)
     if not isinstance(wanted, str | dict):
         return None  # reported by the schema
+    if isinstance(wanted, dict):
+        inline: Target | None = _validated(Target, document, ("target",), problems, wanted)
+        return inline
     try:
         return load_target(wanted, base)
     except CcompileError as error:
@@ -161,8 +165,14 @@ def _validated(
     try:
         return kind.model_validate(document.data if data is None else data)
     except ValidationError as error:
+        seen: set[marks.Path] = set()
         for detail in error.errors(include_url=False):
-            problems.append(_problem(kind, document, path, detail))
+            if detail["type"] == "too_short" and detail["input"]:
+                continue  # items that were refused themselves are not counted
+            place = _real_path(document.data, (*path, *detail["loc"]))
+            if place not in seen:  # a value that fits no branch of a union is one mistake: the first branch speaks
+                problems.append(_problem(kind, document, path, detail))
+            seen.add(place)
         return None
 
 
@@ -170,16 +180,46 @@ def _problem(kind: type[BaseModel], document: Document, base: marks.Path, detail
     path = _real_path(document.data, (*base, *detail["loc"]))
     if detail["type"] == "extra_forbidden":
         owner, known = path[:-1], _fields_at(kind, detail["loc"][:-1])
-        named = next((part for part in reversed(owner) if isinstance(part, str)), "a spec")
-        message = f"`{named}` has no {'option' if base else 'key'} `{path[-1]}`"
+        named = next((f"`{part}`" for part in reversed(owner) if isinstance(part, str)), "a spec")
+        message = f"{named} has no {'option' if base else 'key'} `{shortened(path[-1])}`"
         return document.problem(path, message, nearest(str(path[-1]), known), at_key=True)
     if detail["type"] == "missing":
         return document.problem(path, f"`{detail['loc'][-1]}` is missing", _described(kind, detail["loc"]))
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    given = detail.get("input")
-    if not isinstance(given, dict | list | BaseModel) and detail["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, got `{given}`"
+    if detail["type"] == "value_error":
+        message = detail["msg"].removeprefix("Value error, ")
+    else:
+        said = detail["msg"].partition(", unable to parse")[0].removeprefix("Input ")
+        said = (
+            re.sub(r" or instance of \w+| after validation, not \d+", "", said)
+            .replace("dictionary", "mapping")
+            .replace("Tuple", "List")
+            .replace("tuple", "list")
+        )
+        message = f"{said[0].lower()}{said[1:]}, got {_shown(detail.get('input'))}"
     return document.problem(path, message, _described(kind, detail["loc"]))
+
+
+def _shown(given: Any) -> str:
+    """Return a value as people write it in YAML.
+
+    >>> _shown(None), _shown("x"), _shown("1"), _shown([1]), _shown(True)
+    ('nothing', '`x`', "`'1'`", 'a list', '`true`')
+    """
+    if given is None:
+        return "nothing"
+    if isinstance(given, dict | list | tuple):
+        return "a mapping" if isinstance(given, dict) else "a list"
+    return f"`{shortened(yaml.safe_dump(given, width=10_000, allow_unicode=True).splitlines()[0])}`"
+
+
+def shortened(value: object, limit: int = 60) -> str:
+    """Return a value's text, cut to `limit` characters.
+
+    >>> shortened("abcdefgh", 6)
+    'abc...'
+    """
+    text = str(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _real_path(data: Any, loc: tuple[str | int, ...]) -> marks.Path:
@@ -199,7 +239,7 @@ def _real_path(data: Any, loc: tuple[str | int, ...]) -> marks.Path:
 def _fields_at(kind: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     """Return the field names of the model at `loc` inside `kind`."""
     models = _models_at(kind, loc)
-    return sorted({name for model in models for name in model.model_fields})
+    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
 
 
 def _models_at(kind: Any, loc: Sequence[str | int]) -> list[type[BaseModel]]:
@@ -228,8 +268,20 @@ def _described(kind: type[BaseModel], loc: Sequence[str | int]) -> str:
         for model in _models_at(kind, loc[: length - 1]):
             field = model.model_fields.get(str(loc[length - 1]))
             if field is not None and field.description:
-                return f"`{loc[length - 1]}`: {field.description}."
+                return f"`{loc[length - 1]}`: {field.description}{_limits(field)}."
     return ""
+
+
+def _limits(field: FieldInfo) -> str:
+    """Return the limits of a field in words, such as ` (> 0 and <= 1)`."""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    annotated = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    known = [*field.metadata, *(entry for part in annotated for entry in getattr(part, "__metadata__", ()))]
+    known += [entry for info in known for entry in getattr(info, "metadata", ())]
+    found = [
+        f"{sign} {getattr(entry, name)}" for name, sign in signs.items() for entry in known if hasattr(entry, name)
+    ]
+    return f" ({' and '.join(found)})" if found else ""
 
 
 def _step(document: Document, index: int, step: Any, problems: list[Problem]) -> Pass | None:
@@ -248,10 +300,11 @@ def _step(document: Document, index: int, step: Any, problems: list[Problem]) ->
     known = registry.passes()
     if name not in known:
         hint = nearest(name, known).replace("It takes", "There are")
-        problems.append(document.problem(path, f"there is no pass `{name}`", hint, at_key=True))
+        problems.append(document.problem(path, f"there is no pass `{shortened(name)}`", hint, at_key=True))
         return None
     if not isinstance(options, dict):
-        problems.append(document.problem(path, f"options of `{name}` are a mapping, not `{options}`"))
+        message = f"the options of `{name}` are a mapping, not {_shown(options)}"
+        problems.append(document.problem(path, message, f"Write `- {name}: {{option: value}}`."))
         return None
     found: Pass | None = _validated(known[name], document, path, problems, options)
     return found
@@ -267,8 +320,8 @@ def _order(document: Document, passes: Sequence[Pass]) -> Iterator[Problem]:
 
 
 def _promises(document: Document, passes: Sequence[Pass], gates: Any) -> Iterator[Problem]:
-    accuracy = (*Tolerance.model_fields, "metric")
-    gated = isinstance(gates, dict) and any(gates.get(name) for name in accuracy)
+    given = gates if isinstance(gates, dict) else {}
+    gated = bool(given.get("metric")) or any(given.get(name) is not None for name in Tolerance.model_fields)
     for index, step in enumerate(passes):
         if step.kind == "lossy" and step.tolerance is None and not gated:
             yield document.problem(
@@ -278,27 +331,51 @@ def _promises(document: Document, passes: Sequence[Pass], gates: Any) -> Iterato
             )
 
 
-def _set(document: Document, text: str) -> None:
+def _labels(document: Document, top: _Top) -> Iterator[Problem]:
+    """Refuse metric gates without labels to measure them on."""
+    verification = top.data.verification if top.data is not None else None
+    if top.gates.metric and (verification is None or verification.labels is None):
+        hint = "Give `data.verification` a source with labels: `npz: verify.npz, labels: <key>`, or `images`."
+        yield document.problem(("gates", "metric"), "a metric needs labels", hint, at_key=True)
+
+
+def _set(document: Document, text: str) -> tuple[Problem, ...]:
     """Apply one `key=value`: the key is dotted, list items by index or, in `passes`, by pass name."""
     option = f"--set {text}"
     key, equals, value_text = text.partition("=")
-    if not equals or not key:
-        raise SpecError("write it as key=value", option, "For example --set passes.split-svd.energy=0.9")
-    value = marks.parse(value_text, option).data if value_text.strip() else None
     parts = [part for part in re.split(r"[.\[\]]+", key) if part]
-    data = document.data
+    if not equals or not parts:
+        return (Problem("write it as key=value", option, "For example --set passes.split-svd.energy=0.9"),)
+    try:
+        value = marks.parse(value_text, option).data if value_text.strip() else None
+        path, created = _assign(document.data, parts, value, option)
+    except SpecError as error:
+        return tuple(Problem(problem.message, option, problem.hint) for problem in error.problems)
+    known = [place for place in (*document.values, *document.keys) if place[: len(path)] == path]
+    for place in (*known, *created, path):
+        document.values[place] = document.keys[place] = marks.Mark(option=option)
+    return ()
+
+
+def _assign(data: Any, parts: Sequence[str], value: Any, option: str) -> tuple[marks.Path, list[marks.Path]]:
+    """Set data[parts] = value; return the real path, and those of the mappings that had to be made for it."""
     path: marks.Path = ()
-    for position, part in enumerate(parts):
+    created: list[marks.Path] = []
+    for part in parts[:-1]:
         step, data = _into(data, part, option)
         path = (*path, *step)
-        last = position == len(parts) - 1
-        if last:
-            data[step[-1]] = value
-        else:
-            data = _descend(data, step[-1])
-    for known in [p for p in (*document.values, *document.keys) if p[: len(path)] == path]:
-        document.values[known] = document.keys[known] = marks.Mark(option=option)
-    document.values[path] = document.keys[path] = marks.Mark(option=option)
+        if isinstance(data, dict) and data.get(step[-1]) is None:
+            data[step[-1]] = {}
+            created.append(path)
+        data = data[step[-1]]
+    step, data = _into(data, parts[-1], option)
+    if len(path) == 2 and path[0] == "passes" and step[-1] not in data and len(data) == 1:
+        (name,) = data
+        raise SpecError(
+            f"`{parts[-1]}` is not the pass there", option, f"Write passes.{path[1]}.{name}.{parts[-1]}=..."
+        )
+    data[step[-1]] = value
+    return (*path, *step), created
 
 
 def _into(data: Any, part: str, option: str) -> tuple[marks.Path, Any]:
@@ -315,13 +392,7 @@ def _into(data: Any, part: str, option: str) -> tuple[marks.Path, Any]:
             return (named[0], part), data[named[0]]
         what = "is not in the list" if not named else f"is there {len(named)} times: use its index"
         raise SpecError(f"`{part}` {what}", option, f"The list has {len(data)} items, counted from 0.")
-    raise SpecError(f"`{part}` is inside a plain value", option)
-
-
-def _descend(data: Any, key: str | int) -> Any:
-    if isinstance(data, dict) and (key not in data or data[key] is None):
-        data[key] = {}
-    return data[key]
+    raise SpecError(f"there is no place for `{part}` inside the plain value {_shown(data)}", option)
 
 
 def schema() -> dict[str, Any]:
@@ -355,8 +426,8 @@ def schema() -> dict[str, Any]:
     ]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "ccompile spec",
         **top,
+        "title": "ccompile spec",
         "$defs": dict(sorted(defs.items())),
     }
 

@@ -12,7 +12,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,7 +22,7 @@ import onnx
 import onnx_ir as ir
 
 from ccompile import graph, runtime
-from ccompile.core import Comparison, OutputComparison, Site, Tolerance
+from ccompile.core import EXACT_RELATIVE_L2, Comparison, OutputComparison, Site, Tolerance
 from ccompile.errors import DataError, SpecError, nearest
 
 if TYPE_CHECKING:
@@ -31,12 +33,23 @@ if TYPE_CHECKING:
 HELD_BYTES = 256 << 20  # recorded outputs and observed intermediates beyond this go to disk, or wait for a later sweep
 
 
-class Recording:
-    """The outputs of a model, batch by batch, as they were; beyond HELD_BYTES they lie in a temporary folder."""
+@dataclass(frozen=True)
+class _Spilled:
+    """An array in a file; open only while it is read, as open files are few."""
 
-    def __init__(self, limit: int = HELD_BYTES) -> None:
+    path: Path
+
+    def load(self) -> Array:
+        array: Array = np.load(self.path, mmap_mode="r")
+        return array
+
+
+class Recording:
+    """The outputs of a model, batch by batch, as they were; beyond `limit` bytes they lie in a temporary folder."""
+
+    def __init__(self, limit: int | None = None) -> None:
         self._batches: list[Outputs] = []
-        self._room = limit
+        self._room = HELD_BYTES if limit is None else limit
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def append(self, outputs: Outputs) -> None:
@@ -44,6 +57,8 @@ class Recording:
         self._batches.append({name: self._keep(value) for name, value in outputs.items()})
 
     def _keep(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._keep(item) for item in value]
         if not isinstance(value, np.ndarray) or value.dtype.kind in "OSU" or not value.size:
             return value
         self._room -= value.nbytes
@@ -53,13 +68,20 @@ class Recording:
             self._folder = tempfile.TemporaryDirectory(prefix="ccompile-")
         path = Path(self._folder.name) / f"{self._room}.npy"
         np.save(path, value)
-        return np.load(path, mmap_mode="r")
+        return _Spilled(path)
 
     def __iter__(self) -> Iterator[Outputs]:
-        return iter(self._batches)
+        for batch in self._batches:
+            yield {name: _loaded(value) for name, value in batch.items()}
 
     def __len__(self) -> int:
         return len(self._batches)
+
+
+def _loaded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_loaded(item) for item in value]
+    return value.load() if isinstance(value, _Spilled) else value
 
 
 def class_axis(array: Array) -> int | None:
@@ -93,15 +115,20 @@ class _Running:
     def update(self, candidate: Any, reference: Any) -> None:
         """Add one batch; sequences add their elements, maps their values."""
         if isinstance(reference, dict) and isinstance(candidate, dict):
-            reference, candidate = ([d[k] for k in sorted(d)] for d in (reference, candidate))
-        if isinstance(reference, list) and isinstance(candidate, list):
+            if candidate.keys() != reference.keys():
+                self.problem = self.problem or "a map has other keys"
+                return
+            candidate, reference = _map_values(candidate, reference)
+        if reference is None or candidate is None:
+            self.elements += 1
+            self.mismatches += reference is not candidate
+        elif (mine := _form(candidate)) != (theirs := _form(reference)):
+            self.problem = self.problem or f"a {mine} instead of a {theirs}"
+        elif isinstance(reference, list):
             if len(candidate) != len(reference):
                 self.problem = self.problem or f"{len(candidate)} elements instead of {len(reference)}"
             for a, b in zip(candidate, reference, strict=False):
                 self.update(a, b)
-        elif reference is None or candidate is None:
-            self.elements += 1
-            self.mismatches += reference is not candidate
         else:
             self._arrays(np.asarray(candidate), np.asarray(reference))
 
@@ -114,7 +141,7 @@ class _Running:
             self.problem = self.problem or f"type {a.dtype} instead of {b.dtype}"
             return
         self.elements += b.size
-        if b.dtype.kind not in "fc" and b.dtype.name != "bfloat16":
+        if b.dtype.kind not in "fc" and "float" not in b.dtype.name:
             self.mismatches += int(np.count_nonzero(a != b))
             return
         if b.size:
@@ -142,10 +169,13 @@ class _Running:
             self._classes(np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1))
 
     def _classes(self, a: Array, b: Array) -> None:
-        best = b.argmax(-1)
-        chosen = np.take_along_axis(a, best[..., None], -1)[..., 0]
-        self.rows += best.size
-        self.kept += int(np.count_nonzero(chosen >= a.max(-1)))
+        """Count the rows whose first largest entry in `a` is a largest one in `b`: a tie of `b` may be broken anyhow.
+
+        A candidate that is constant therefore agrees by chance only, however many entries it makes largest.
+        """
+        picked = np.take_along_axis(b, a.argmax(-1)[..., None], -1)[..., 0]
+        self.rows += picked.size
+        self.kept += int(np.count_nonzero(picked >= b.max(-1)))
         if self.kl is None or b.min() < -1e-6 or np.abs(b.sum(-1) - 1).max() > 1e-3:
             self.kl = None
             return
@@ -154,7 +184,10 @@ class _Running:
 
     def result(self) -> OutputComparison:
         """Return the comparison over all that was added."""
-        relative = math.sqrt(self.error / self.reference) if self.reference else (math.inf if self.error else 0.0)
+        problem = self.problem
+        if not all(map(math.isfinite, (self.error, self.reference, self.candidate, self.dot, self.max_abs))):
+            problem = problem or "its values are too large to compare"
+        relative = math.sqrt(self.error / self.reference) if self.reference else (math.inf if self.max_abs else 0.0)
         norms = math.sqrt(self.reference) * math.sqrt(self.candidate)
         return OutputComparison(
             name=self.name,
@@ -166,12 +199,26 @@ class _Running:
             sqnr_db=-20 * math.log10(relative)
             if 0 < relative < math.inf
             else (math.inf if not relative else -math.inf),
-            cosine=min(self.dot / norms, 1.0) if norms else float(self.reference == self.candidate),
+            cosine=min(max(self.dot / norms, -1.0), 1.0) if norms else float(self.reference == self.candidate),
             argmax=self.kept / self.rows if self.rows else None,
             kl=max(self.kl, 0.0) / self.rows if self.rows and self.kl is not None else None,
             mismatches=self.mismatches,
-            problem=self.problem,
+            problem=problem,
         )
+
+
+def _form(value: Any) -> str:
+    return "sequence" if isinstance(value, list) else "map" if isinstance(value, dict) else "tensor"
+
+
+def _map_values(candidate: Mapping[Any, Any], reference: Mapping[Any, Any]) -> tuple[Array, Array]:
+    """Return the values of two maps in one order; the runtime hands float32 out as Python floats."""
+    both = np.array([[values[key] for key in reference] for values in (candidate, reference)])
+    if both.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            narrow = both.astype(np.float32)
+        both = narrow if np.array_equal(narrow, both, equal_nan=True) else both
+    return both[0], both[1]
 
 
 def compare(candidate: Iterable[Outputs], reference: Iterable[Outputs], samples: int, rtol: float = 0.0) -> Comparison:
@@ -207,6 +254,8 @@ class Metric(Protocol):
 
 
 def _top(k: int, outputs: Mapping[str, Array], labels: Array) -> float:
+    if labels.ndim != 1:
+        raise DataError(f"labels of shape {list(labels.shape)}: top1 and top5 take one class per sample")
     for scores in outputs.values():
         if scores.ndim == 2 and len(scores) == len(labels) and class_axis(scores) is not None:
             best = np.argpartition(-scores, min(k, scores.shape[1]) - 1, axis=1)[:, :k] if k > 1 else None
@@ -240,9 +289,10 @@ def find_metric(name: str, base: Path) -> Metric:
         raise SpecError(f"unknown metric `{name}`", hint=nearest(name, METRICS) + " Or name a `module:function`.")
     sys.path.insert(0, str(base.resolve()))
     try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(f"metric `{name}`: {error}", hint="It is a function (outputs, labels) -> float.") from error
+        found = getattr(_module(module, base), function)
+    except (Exception, SystemExit) as error:  # the user's module runs here
+        said = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise SpecError(f"metric `{name}`: {said}", hint="It is a function (outputs, labels) -> float.") from error
     finally:
         sys.path.remove(str(base.resolve()))
     if not callable(found):
@@ -251,21 +301,44 @@ def find_metric(name: str, base: Path) -> Metric:
     return metric
 
 
+def _module(name: str, base: Path) -> ModuleType:
+    """Return the module beside the spec, whatever else of that name was imported before, or one on the Python path."""
+    path = base / f"{name}.py"
+    if not path.exists():
+        return importlib.import_module(name)
+    loader = SourceFileLoader(name, str(path))
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    loader.exec_module(module)
+    return module
+
+
 def measure(metrics: Mapping[str, Metric], outputs: Iterable[Outputs], labels: Sequence[Array]) -> dict[str, float]:
-    """Return each metric over all batches. Raises DataError when a metric fails on these outputs."""
+    """Return each metric over all batches; outputs whose batches do not stack on axis 0 are not shown to it.
+
+    Raises DataError when a metric fails on these outputs.
+    """
     if not metrics or not labels:
         return {}
     batches = list(outputs)
-    names = [name for name, value in batches[0].items() if isinstance(value, np.ndarray) and value.ndim]
+    names = [name for name in batches[0] if _stacks([batch[name] for batch in batches])]
     whole = {name: np.concatenate([np.asarray(batch[name]) for batch in batches]) for name in names}
     truth = np.concatenate(list(labels))
     values = {}
     for name, metric in metrics.items():
         try:
             values[name] = float(metric(whole, truth))
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except DataError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's function runs here
             raise DataError(f"metric `{name}` fails: {type(error).__name__}: {error}") from error
     return values
+
+
+def _stacks(values: Sequence[Any]) -> bool:
+    if not all(isinstance(value, np.ndarray) and value.ndim for value in values):
+        return False
+    return len({value.shape[1:] for value in values}) == 1
 
 
 # ---------------------------------------------------------------------------------------------- sites
@@ -278,11 +351,14 @@ class SiteError:
     site: Site
     gain: float
     relative: float
+    rounding: float = EXACT_RELATIVE_L2["float32"]
 
     @property
     def holds(self) -> bool:
-        """Return whether the stated bound holds, with 1e-4 for float rounding."""
-        return self.site.bound is None or self.gain <= self.site.bound * (1 + 1e-4) + 1e-6
+        """Return whether |dy| <= bound |x| + rounding |y|; `rounding` is what an exact pass may do to the output."""
+        if self.site.bound is None or self.relative <= self.rounding:
+            return True
+        return self.gain * (1 - self.rounding / self.relative) <= self.site.bound * (1 + 1e-6)
 
 
 def site_errors(
@@ -290,32 +366,44 @@ def site_errors(
 ) -> list[SiteError]:
     """Measure each site alone: the previous graph's input through the new nodes, against the previous graph's output.
 
-    Sites without input, output and nodes, or whose new nodes read other variable values, are left out.
+    Sites without input, output and nodes are left out, those whose new nodes read other variable values, and those
+    whose input the previous graph did not have.
     """
     known = {str(node.name): node for node in after.graph}
-    local = [
-        (site, small)
-        for site in sites
-        if site.input and site.output and (small := _extract(after, site, known)) is not None
-    ]
+    values = _values_of(before)
     found = []
-    for group in _groups([site for site, _ in local], before, feeds, settings):
+    for group in _groups([site for site in sites if {site.input, site.output} <= values], before, feeds, settings):
         names = sorted({name for site in group for name in (site.input, site.output)})
         inner = [name for name in names if name not in feeds]
         seen = runtime.Session(before, settings, inner).run(feeds, inner) | dict(feeds)
         for site in group:
-            small = next(model for other, model in local if other is site)
+            small = _extract(after, site, known, ir.DataType.from_numpy(np.asarray(seen[site.input]).dtype))
+            if small is None:
+                continue
             y = runtime.Session(small, settings).run({site.input: seen[site.input]})[site.output]
             x, reference = (np.asarray(seen[name], np.float64) for name in (site.input, site.output))
             error = float(np.linalg.norm(np.asarray(y, np.float64) - reference))
             norms = [float(np.linalg.norm(v)) for v in (x, reference)]
-            found.append(SiteError(site, *(error / norm if norm else float(error > 0) for norm in norms)))
+            gain, relative = (error / norm if norm else (math.inf if error else 0.0) for norm in norms)
+            rounding = EXACT_RELATIVE_L2.get(str(seen[site.output].dtype), EXACT_RELATIVE_L2["float32"])
+            found.append(SiteError(site, gain, relative, rounding))
     return found
 
 
-def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node]) -> ir.Model | None:
-    """Return the site's nodes as a model from site.input to site.output, or None when they read anything else."""
-    nodes = [known[name] for name in site.nodes if name in known]
+def _values_of(model: ir.Model) -> set[str]:
+    """Return the names of the graph inputs and of what top-level nodes produce."""
+    names = {str(value.name) for value in model.graph.inputs}
+    return names | {str(output.name) for node in model.graph for output in node.outputs if output.name}
+
+
+def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node], dtype: ir.DataType) -> ir.Model | None:
+    """Return the site's nodes as a model from site.input to site.output, or None when they read anything else.
+
+    dtype: site.input's, which the graph itself may not declare.
+    """
+    nodes = [node for name, node in known.items() if name in site.nodes]
+    if any(node.op_identifier() in model.functions or any(True for _ in graph.subgraphs(node)) for node in nodes):
+        return None
     inside = {output for node in nodes for output in node.outputs}
     constants: dict[str, ir.TensorProtocol] = {}
     for value in (operand for node in nodes for operand in node.inputs if operand is not None):
@@ -327,14 +415,11 @@ def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node]) -> ir.Mo
         constants[str(value.name)] = tensor
     if not any(value.name == site.output for value in inside):
         return None
-    source = next((v for node in nodes for v in node.inputs if v is not None and v.name == site.input), None)
-    if source is None or source.dtype is None:
-        return None
     proto = onnx.helper.make_model(
         onnx.helper.make_graph(
             [ir.to_proto(node) for node in nodes],
             "site",
-            [onnx.helper.make_tensor_value_info(site.input, source.dtype.value, None)],
+            [onnx.helper.make_tensor_value_info(site.input, dtype.value, None)],
             [onnx.ValueInfoProto(name=site.output)],
             [onnx.helper.make_tensor(name, t.dtype.value, [0], []) for name, t in constants.items()],
         ),
@@ -348,20 +433,31 @@ def _extract(model: ir.Model, site: Site, known: Mapping[str, ir.Node]) -> ir.Mo
 
 
 def _groups(sites: Sequence[Site], model: ir.Model, feeds: Feeds, settings: Settings) -> Iterator[list[Site]]:
-    """Yield runs of sites whose observed values fit into HELD_BYTES together."""
+    """Yield runs of sites whose observed values fit into HELD_BYTES together; values that numpy lacks are left out."""
     if not sites:
         return
-    sizes = {name: seen.nbytes or 0 for name, seen in runtime.observed_shapes(model, feeds, settings).items()}
+    types = runtime.observed_shapes(model, feeds, settings)
+    opaque = {name for name, seen in types.items() if seen.dtype in _OPAQUE}
+    sizes = {name: seen.nbytes or 0 for name, seen in types.items()}
     group: list[Site] = []
     held = 0
     for site in sites:
+        if opaque & {site.input, site.output}:
+            continue
         size = sizes.get(site.input, 0) + sizes.get(site.output, 0)
         if group and held + size > HELD_BYTES:
             yield group
             group, held = [], 0
         group.append(site)
         held += size
-    yield group
+    if group:
+        yield group
+
+
+# Element types that ONNX Runtime does not hand out as numpy arrays.
+_OPAQUE = frozenset(
+    kind for kind in ir.DataType if kind.name.startswith(("BFLOAT", "FLOAT8", "FLOAT4", "INT4", "UINT4"))
+)
 
 
 @dataclass(frozen=True)
@@ -382,12 +478,13 @@ def blame(
     settings: Settings,
     rtol: float = 0.0,
 ) -> Blame | None:
-    """Return the first site whose output (the same value in both graphs) leaves its tolerance, or None.
+    """Return the first site whose output, a value of both graphs, leaves its tolerance, or None.
 
     Memory is bounded: sites are observed in groups, in topological order, and the search stops at the first guilty one.
     """
     order = {str(node.name): index for index, node in enumerate(after.graph)}
-    named = [site for site in sites if site.output]
+    both = _values_of(before) & _values_of(after)
+    named = [site for site in sites if site.output in both]
     named.sort(key=lambda site: max((order.get(name, -1) for name in site.nodes), default=-1))
     first = next(iter(batches()), None)
     if first is None:

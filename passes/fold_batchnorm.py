@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ccompile import graph
-from ccompile.analysis.shapes import UNKNOWN, shapes
+from ccompile.analysis.shapes import UNKNOWN, Dim, shapes
 from ccompile.core import Array, Kind, PassResult, Rewrite, Site, Skip, View
 
 _ARITHMETIC = ("Mul", "Div", "Add", "Sub")
@@ -66,10 +66,11 @@ class _Affine:
     shift: Array
     shape: tuple[int, ...] | None
 
-    def misfit(self, rank: int | None, axis: int, channels: int) -> str:
-        """Return why this does not run along `axis` (from the front) of a value of that rank, or nothing."""
-        if rank is None:
+    def misfit(self, dims: tuple[Dim, ...] | None, axis: int, channels: int) -> str:
+        """Return why this does not run along `axis` of a value of that shape, or nothing."""
+        if dims is None:
             return "the rank of the value is unknown"
+        rank = len(dims)
         if self.shape is not None and len(self.shape) > rank:
             return "its constant enlarges the value"
         if self.scale.ndim == 0:
@@ -90,13 +91,15 @@ def _fold(node: ir.Node, view: View) -> Site | Skip:
     if isinstance(affine, str):
         return Skip(name, affine)
     known = view.ask(shapes).get(str(affine.x.name), UNKNOWN).shape
-    rank = None if known is None else len(known)
     producer, consumer = affine.x.producer(), graph.only_use(node.outputs[0])
     reasons = []
     for linear, ops, fold in ((producer, _AFTER, _fold_after), (consumer, _BEFORE, _fold_before)):
         if linear is None or linear.op_type not in ops or linear.domain not in ("", "ai.onnx"):
             continue
-        if not (reason := fold(linear, node, affine, rank)):
+        if any(selector.matches(view.facts(linear)) for selector in view.options.skip):
+            reasons.append(f"`{linear.name}` is named by `skip`")
+            continue
+        if not (reason := fold(linear, node, affine, known)):
             note = f"{node.op_type} `{name}` folded in"
             return Site((str(linear.name),), note, output=str(linear.outputs[0].name))
         reasons.append(reason)
@@ -114,7 +117,8 @@ def _batchnorm(node: ir.Node) -> _Affine | str:
     if any(array is None for array in arrays) or node.inputs[0] is None:
         return "its parameters are not constant"
     gamma, beta, mean, var = (np.asarray(array, np.float64) for array in arrays)
-    scale = gamma / np.sqrt(var + graph.attribute(node, "epsilon", 1e-5))
+    with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is refused where it is stored
+        scale = gamma / np.sqrt(var + graph.attribute(node, "epsilon", 1e-5))
     return _Affine(node.inputs[0], scale, beta - scale * mean, None)
 
 
@@ -150,11 +154,11 @@ def _wide(linear: ir.Node) -> bool:
     return bool(graph.attribute(linear, "transB", 0))
 
 
-def _fold_after(linear: ir.Node, node: ir.Node, affine: _Affine, rank: int | None) -> str:
+def _fold_after(linear: ir.Node, node: ir.Node, affine: _Affine, known: tuple[Dim, ...] | None) -> str:
     if graph.only_use(affine.x) is not node:
         return f"the output of `{linear.name}` is read elsewhere"
     if linear.op_type == "BatchNormalization":
-        return _merge_batchnorm(linear, node, affine, rank)
+        return _merge_batchnorm(linear, node, affine, known)
     if reason := _weight_reason(linear):
         return reason
     W, bias = graph.constant(linear.inputs[1]), _bias(linear)
@@ -162,10 +166,10 @@ def _fold_after(linear: ir.Node, node: ir.Node, affine: _Affine, rank: int | Non
         return bias if isinstance(bias, str) else "its weight is not constant"
     groups = graph.attribute(linear, "group", 1)
     channels = _out_channels(linear, W.shape, groups)
-    if reason := affine.misfit(rank, _channel_axis(linear), channels):
+    if reason := affine.misfit(known, _channel_axis(linear), channels):
         return reason
     if linear.op_type == "MatMul" and (affine.shift.any() or W.ndim != 2):
-        return "a MatMul has no bias to hold a shift" if W.ndim == 2 else "its weight has more than two axes"
+        return "a MatMul has no bias to hold a shift" if W.ndim == 2 else "its weight is not a matrix"
     scale = np.broadcast_to(affine.scale, channels)
     new_bias = scale * bias + affine.shift if bias.any() or affine.shift.any() else None
     if not _store(linear, _scale_out(linear, W, scale, groups), new_bias, W.dtype):
@@ -174,25 +178,27 @@ def _fold_after(linear: ir.Node, node: ir.Node, affine: _Affine, rank: int | Non
     return ""
 
 
-def _merge_batchnorm(norm: ir.Node, node: ir.Node, affine: _Affine, rank: int | None) -> str:
+def _merge_batchnorm(norm: ir.Node, node: ir.Node, affine: _Affine, known: tuple[Dim, ...] | None) -> str:
     inner = _batchnorm(norm)
     if isinstance(inner, str):
         return f"`{norm.name}` cannot take it: {inner}"
     gamma, beta = graph.constant(norm.inputs[1]), graph.constant(norm.inputs[2])
     assert gamma is not None
     assert beta is not None
-    if reason := affine.misfit(rank, 1, gamma.size):
+    if reason := affine.misfit(known, 1, gamma.size):
         return reason
     arrays = (gamma.astype(np.float64) * affine.scale, beta.astype(np.float64) * affine.scale + affine.shift)
-    if not all(graph.is_finite(array.astype(gamma.dtype)) for array in arrays):
+    with np.errstate(over="ignore"):
+        stored = [array.astype(gamma.dtype) for array in arrays]
+    if not all(graph.is_finite(array) for array in stored):
         return "the folded parameters would not be finite"
-    for index, array in zip((1, 2), arrays, strict=True):
-        graph.replace_constant(norm, index, array.astype(gamma.dtype))
+    for index, array in zip((1, 2), stored, strict=True):
+        graph.replace_constant(norm, index, array)
     graph.absorb(node, norm.outputs[0])
     return ""
 
 
-def _fold_before(linear: ir.Node, node: ir.Node, affine: _Affine, rank: int | None) -> str:
+def _fold_before(linear: ir.Node, node: ir.Node, affine: _Affine, known: tuple[Dim, ...] | None) -> str:
     if linear.inputs[0] is not node.outputs[0]:
         return f"`{linear.name}` reads it as a weight"
     if reason := _weight_reason(linear):
@@ -202,10 +208,12 @@ def _fold_before(linear: ir.Node, node: ir.Node, affine: _Affine, rank: int | No
         return bias if isinstance(bias, str) else "its weight is not constant"
     groups = graph.attribute(linear, "group", 1)
     channels = _in_channels(linear, W.shape, groups)
-    if reason := affine.misfit(rank, _channel_axis(linear), channels):
+    if reason := affine.misfit(known, _channel_axis(linear), channels):
         return reason
+    if affine.shape is not None and affine.scale.ndim and known and known[_channel_axis(linear)] != channels:
+        return "its constant may enlarge the value"
     if linear.op_type == "MatMul" and W.ndim != 2:
-        return "its weight has more than two axes"
+        return "its weight is not a matrix"
     if affine.shift.any() and (linear.op_type in ("MatMul", "ConvTranspose") or _pads(linear)):
         why = "it pads with zeros" if linear.op_type == "Conv" else "its borders or its missing bias forbid it"
         return f"`{linear.name}` cannot take a shift before it: {why}"
@@ -295,12 +303,14 @@ def _pads(linear: ir.Node) -> bool:
 
 def _store(linear: ir.Node, W: Array, bias: Array | None, dtype: np.dtype[np.generic]) -> bool:
     """Give the layer its new weight and bias; False, and nothing changed, when they would overflow."""
-    weight = W.astype(dtype)
-    if not graph.is_finite(weight) or (bias is not None and not graph.is_finite(bias.astype(dtype))):
+    with np.errstate(over="ignore"):
+        weight = W.astype(dtype)
+        shift = None if bias is None else bias.astype(dtype)
+    if not graph.is_finite(weight) or (shift is not None and not graph.is_finite(shift)):
         return False
     graph.replace_constant(linear, 1, weight)
-    if bias is not None:
+    if shift is not None:
         channels = _out_channels(linear, weight.shape, graph.attribute(linear, "group", 1))
-        graph.replace_constant(linear, 2, np.broadcast_to(bias, channels).astype(dtype))
+        graph.replace_constant(linear, 2, np.broadcast_to(shift, channels))
         linear.attributes.pop("beta", None)
     return True

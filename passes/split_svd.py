@@ -4,7 +4,8 @@ y = W x + b  becomes  y = U (V x) + b,  W[o, i] ~= U[o, r] V[r, i], the best app
 A 1x1 convolution keeps its stride, pads and dilation in the first factor and its bias in the second.
 
 Fires:  Gemm, MatMul with one constant matrix, Conv 1x1 with one group; weight plain and read once; r (o + i) < o i.
-Error:  |dy|_2 <= s[r] |x|_2 at that layer, s the singular values from s[0] on; nothing at full rank.
+Error:  |dy|_2 <= (s[r] + 8 eps |s|_2) |x|_2 at that layer, s the singular values from s[0] on, s[r] = 0 at full rank,
+        eps the rounding of the weight's type.
 Cost:   o i -> r (o + i) multiply-adds per row, and parameters.
 Source: Denton et al. 2014, arXiv:1404.0736; Xue et al. 2013 (Interspeech).
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
@@ -85,16 +88,16 @@ class SplitSvd(Compression):
     def apply(self, site: Site, choice: Choice, view: View) -> Site:
         """Put two thin layers in the place of one."""
         node = graph.node_named(view.graph, site.nodes[0])
-        U, s, V = view.once(site.nodes, lambda: svd.decompose(_matrix(node)))
+        W = _matrix(node)
+        U, s, V = view.once(site.nodes, lambda: svd.decompose(W))
         rank = int(choice.strength)
         A, B = svd.truncate(U, s, V, rank)
-        weight = node.inputs[_weight_index(node)]
-        assert weight is not None
-        dtype = (weight.dtype or ir.DataType.FLOAT).numpy()
-        first, second = _rebuild(node, A.astype(dtype), B.astype(dtype), view.graph)
+        first, second = _rebuild(node, A.astype(W.dtype), B.astype(W.dtype), view.graph)
         graph.replace_node(node, second)
         view.changed()
-        bound = float(s[rank]) if rank < len(s) else 0.0
+        eps = float(ml_dtypes.finfo(W.dtype).eps)  # type: ignore[no-untyped-call]
+        rounding = 8 * eps * float(np.linalg.norm(s))
+        bound = (float(s[rank]) if rank < len(s) else 0.0) + rounding
         note = f"rank {rank} of {len(s)}, weight error {choice.error:.4g}"
         return Site((str(first.name), str(second.name)), note, site.input, site.output, bound)
 
@@ -131,6 +134,8 @@ def _refusal(node: ir.Node) -> str:
     if o * i <= o + i:
         return f"{o} x {i} is too small: already rank 1 costs as much"
     array = graph.constant(weight)
+    if array is not None and array.dtype.kind in "iub":
+        return "its weight holds integers"
     if array is None or not graph.is_finite(array):
         return "its weight is not finite"
     return ""
@@ -145,7 +150,8 @@ def _matrix(node: ir.Node) -> Array:
         return W.reshape(W.shape[:2])
     if node.op_type == "Gemm":
         alpha: float = graph.attribute(node, "alpha", 1.0)
-        return (W if graph.attribute(node, "transB", 0) else W.T) * alpha
+        scaled: Array = (W if graph.attribute(node, "transB", 0) else W.T) * np.asarray(alpha, W.dtype)
+        return scaled
     return W if index == 0 else W.T
 
 

@@ -1,7 +1,7 @@
 """Remove what computes nothing: constants folded, no-ops and dead nodes gone, equal initializers shared.
 
 A node whose output equals one of its inputs is bypassed; a node that depends on constants only becomes an initializer,
-unless that would store more bytes than it reads (a ConstantOfShape, a codebook, a half-precision weight) or undo a
+unless that would store more bytes than it frees (a ConstantOfShape, a codebook, a half-precision weight) or undo a
 quantisation; initializers with equal bytes become one.
 
 Fires:  Identity, Dropout, Cast, Transpose, Reshape, Flatten, Expand, Slice, Pad, Concat, Sum, Max, Min, Mean, Split
@@ -88,7 +88,8 @@ def _lift_constants(view: View) -> list[Site]:
             continue
         old = node.outputs[0]
         kind, shape = ir.TensorType(tensor.dtype), ir.Shape(graph.dims_of(tensor))
-        value = ir.Value(name=old.name, const_value=tensor, type=kind, shape=shape)
+        mine = graph.renamed(tensor, str(old.name))
+        value = ir.Value(name=old.name, const_value=mine, type=kind, shape=shape)
         output = _reader(old)
         old.replace_all_uses_with(value)
         view.graph.remove(node, safe=True)
@@ -218,7 +219,7 @@ def _bypass_noops(view: View, skipped: dict[str, Skip]) -> list[Site]:
 def _inverse_transposes(node: ir.Node) -> ir.Value | None:
     """Return the input of an earlier Transpose that this one undoes."""
     first = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs[0] is not None else None
-    if first is None or first.op_type != "Transpose":
+    if first is None or first.op_type != "Transpose" or first.domain not in ("", "ai.onnx"):
         return None
     inner, outer = graph.attribute(first, "perm"), graph.attribute(node, "perm")
     if inner is None or outer is None or [inner[axis] for axis in outer] != list(range(len(inner))):
@@ -278,7 +279,8 @@ def _refusal(node: ir.Node, growth: int, view: View) -> Skip | None:
     types = [_types(view, output) for output in node.outputs]
     if any(kind.dtype not in _FOLDED_DTYPES for kind in types):
         return Skip(name, "constant, but not a tensor of a plain numeric type")
-    read = sum(_types(view, value).nbytes or 0 for value in node.inputs)
+    freed = {value for value in node.inputs if value is not None and all(use.node is node for use in value.uses())}
+    read = sum(_types(view, value).nbytes or 0 for value in freed)
     written = sum(kind.nbytes or 0 for kind in types)
     if any(kind.nbytes is None for kind in types) or written > max(read, growth):
         return Skip(name, f"constant, but folding would store {written} bytes in place of {read}")

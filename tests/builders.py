@@ -214,3 +214,127 @@ def residual_net(seed: int) -> ir.Model:
     y = net.conv(net.relu(net.conv(x, "b1", (16, 8, 3, 3), stride=2, pad=1)), "b2", (16, 16, 3, 3), pad=1)
     x = net.relu(net.node("Add", y, net.conv(x, "short", (16, 8, 1, 1), stride=2), name="add_b"))
     return net.model(net.dense(net.node("Flatten", net.node("GlobalAveragePool", x)), "fc", 16, 4))
+
+
+def open_net(seed: int) -> ir.Model:
+    """x[N, 3, H, W], batch and image open: pointwise, padded and strided convolutions, average, dense to 4."""
+    net = Net(seed)
+    x = net.conv(net.input("x", ["N", 3, "H", "W"]), "stem", (8, 3, 3, 3), stride=2, pad=1, bias=False)
+    x = net.relu(net.batchnorm(x, "stem.bn", 8))
+    x = net.node("Identity", net.relu(net.conv(x, "point", (12, 8, 1, 1))))
+    return net.model(net.dense(net.node("Flatten", net.node("GlobalAveragePool", x)), "fc", 12, 4))
+
+
+def capturing_net(seed: int) -> ir.Model:
+    """x[N, 4, 6, 6], flag: a convolution whose output, and a weight, are read inside an If."""
+    net = Net(seed)
+    x, flag = net.input("x", ["N", 4, 6, 6]), net.input("flag", [], ir.DataType.BOOL)
+    y = net.conv(x, "conv", (8, 4, 1, 1), bias=False)
+    scale = net.constant(np.full((8, 1, 1), 2, np.float32), "scale")
+
+    def branch(op: str) -> ir.Graph:
+        node = ir.node(op, [y, scale], name=f"inner_{op}")
+        out = node.outputs[0]
+        out.name, out.type, out.shape = f"{op}_out", FLOAT, ir.Shape(["N", 8, 6, 6])
+        return ir.Graph([], [out], nodes=[node], opset_imports={"": OPSET}, name=op)
+
+    z = net.node("If", flag, name="choose", then_branch=branch("Mul"), else_branch=branch("Add"))
+    return net.model(net.relu(net.batchnorm(y, "bn", 8)), z)
+
+
+def shared_weights_net(seed: int) -> ir.Model:
+    """x[N, 4, 6, 6]: one weight and one bias read by two convolutions, each with its own batch normalisation."""
+    net = Net(seed)
+    x = net.input("x", ["N", 4, 6, 6])
+    w, b = net.weight("w", (8, 4, 1, 1)), net.weight("b", (8,))
+    first = net.batchnorm(net.node("Conv", x, w, b, name="one"), "bn1", 8)
+    second = net.batchnorm(net.node("Conv", net.relu(x), w, b, name="two"), "bn2", 8)
+    return net.model(net.node("Add", first, second))
+
+
+def transformer_block(seed: int, width: int = 16, heads: int = 2, length: int = 5) -> ir.Model:
+    """tokens[N, 5], of 20: tied embedding, attention, normalised residuals, a gated feed-forward layer, scores."""
+    net = Net(seed)
+    embedding = net.weight("embedding", (20, width))
+    x = net.node("Gather", embedding, net.input("tokens", ["N", length], ir.DataType.INT64), name="embed")
+
+    def norm(x: ir.Value, name: str) -> ir.Value:
+        gain, shift = np.full(width, 1.1, np.float32), np.full(width, 0.1, np.float32)
+        return net.node("LayerNormalization", x, net.constant(gain), net.constant(shift), name=name)
+
+    def project(x: ir.Value, name: str, ins: int, outs: int) -> ir.Value:
+        y = net.node("MatMul", x, net.weight(f"{name}.w", (ins, outs)), name=name)
+        return net.node("Add", y, net.weight(f"{name}.b", (outs,)), name=f"{name}.add")
+
+    def split(x: ir.Value, perm: list[int]) -> ir.Value:
+        shape = net.constant(np.array([0, length, heads, width // heads]))
+        return net.node("Transpose", net.node("Reshape", x, shape), perm=perm)
+
+    y = norm(x, "norm1")
+    q, v = (split(project(y, name, width, width), [0, 2, 1, 3]) for name in "qv")
+    k = split(project(y, "k", width, width), [0, 2, 3, 1])
+    scale = net.constant(np.array(math.sqrt(heads / width), np.float32))
+    scores = net.node("Softmax", net.node("Mul", net.node("MatMul", q, k), scale), axis=-1)
+    y = net.node("Transpose", net.node("MatMul", scores, v), perm=[0, 2, 1, 3])
+    y = net.node("Reshape", y, net.constant(np.array([0, length, width])))
+    x = net.node("Add", x, project(y, "mix", width, width))
+    y = norm(x, "norm2")
+    y = net.node("Mul", project(y, "up", width, 32), net.node("Sigmoid", project(y, "gate", width, 32)))
+    x = net.node("Add", x, project(y, "down", 32, width))
+    return net.model(net.node("MatMul", x, net.node("Transpose", embedding, perm=[1, 0]), name="scores"))
+
+
+def upsampling_net(seed: int, groups: int = 2) -> ir.Model:
+    """x[N, 4, 5, 5]: a transposed convolution in groups, batch normalisation, a plain one with a bias, a scale."""
+    net = Net(seed)
+    x = net.input("x", ["N", 4, 5, 5])
+    x = net.node("ConvTranspose", x, net.weight("up.w", (4, 3, 3, 3)), name="up", group=groups, strides=[2, 2])
+    x = net.relu(net.batchnorm(x, "bn", 3 * groups))
+    x = net.node("ConvTranspose", x, net.weight("out.w", (3 * groups, 2, 2, 2)), net.weight("out.b", (2,)), name="out")
+    return net.model(net.node("Mul", x, net.constant(np.array([[[2.0]], [[3.0]]], np.float32), "scale"), name="mul"))
+
+
+def half_net(seed: int) -> ir.Model:
+    """x[N, 4, 6, 6], all in half precision: conv-bn-relu, average, dense to 5."""
+    net = Net(seed)
+    half, draw = ir.DataType.FLOAT16, np.random.default_rng(seed)
+
+    def weight(name: str, *shape: int) -> ir.Value:
+        return net.constant((draw.uniform(0.1, 1, shape) * draw.choice([-1, 1], shape)).astype(np.float16), name)
+
+    x = net.node("Conv", net.input("x", ["N", 4, 6, 6], half), weight("conv.w", 12, 4, 1, 1), name="conv")
+    variance = net.constant(np.linspace(0.5, 2, 12).astype(np.float16), "var")
+    norm = [weight("gamma", 12), weight("beta", 12), weight("mean", 12), variance]
+    x = net.relu(net.node("BatchNormalization", x, *norm, name="bn"))
+    x = net.node("Flatten", net.node("GlobalAveragePool", x))
+    return net.model(net.node("Gemm", x, weight("fc.w", 12, 5), weight("fc.b", 5), name="fc"))
+
+
+def quantised_net(seed: int) -> ir.Model:
+    """x[N, 8], quantised: a dense layer with int8 weights, a scale per channel, and a plain one."""
+    net = Net(seed)
+    draw = np.random.default_rng(seed)
+    step, zero = net.constant(np.array(0.05, np.float32), "step"), net.constant(np.array(3, np.int8), "zero")
+    x = net.input("x", ["N", 8])
+    x = net.node("DequantizeLinear", net.node("QuantizeLinear", x, step, zero, name="q"), step, zero, name="dq")
+    integers = net.constant(draw.integers(-127, 128, (12, 8)).astype(np.int8), "fc.w")
+    scales = net.constant(draw.uniform(0.001, 0.01, 12).astype(np.float32), "fc.scales")
+    w = net.node("DequantizeLinear", integers, scales, name="dqw", axis=0)
+    x = net.relu(net.node("Gemm", x, w, net.weight("fc.b", (12,)), name="fc", transB=1))
+    return net.model(net.dense(x, "out", 12, 6))
+
+
+# Small enough to run every pass on; between them, what a pass may meet.
+ZOO = {
+    "mlp": mlp,
+    "conv_bn": conv_bn_net,
+    "grouped": lambda seed: conv_bn_net(seed, groups=4),
+    "residual": residual_net,
+    "open": open_net,
+    "capturing": capturing_net,
+    "shared_weights": shared_weights_net,
+    "transformer": transformer_block,
+    "upsampling": upsampling_net,
+    "half": half_net,
+    "quantised": quantised_net,
+}

@@ -22,12 +22,19 @@ LAYERS = [
     ["ccompile.passes", "ccompile.passes.*"],
     ["ccompile.registry"],
     ["ccompile.target"],
-    ["ccompile.cost_ops", "ccompile.cost_weights", "ccompile.cost_fusion", "ccompile.cost_shapes", "ccompile.cost"],
+    [
+        "ccompile.cost_ops",
+        "ccompile.cost_weights",
+        "ccompile.cost_fusion",
+        "ccompile.cost_shapes",
+        "ccompile.cost",
+        "ccompile.allocate",
+    ],
     ["ccompile.sources", "ccompile.sources.*", "ccompile.data"],
     ["ccompile.runtime"],
     ["ccompile.verify"],
     ["ccompile.spec"],
-    ["ccompile.evidence", "ccompile.contracts"],
+    ["ccompile.evidence", "ccompile.contracts", "ccompile.request"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff"],
     ["ccompile.report", "ccompile.reference"],
     ["ccompile.cli"],
@@ -78,7 +85,8 @@ def test_a_pass_reaches_the_rest_only_through_its_view(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(n for n in modules() if n.startswith("ccompile.numerics.")))
 def test_numerics_knows_nothing_of_the_project(name: str) -> None:
-    assert not {other for other in imported(modules()[name]) if other.startswith("ccompile")}
+    ours = {other for other in imported(modules()[name]) if other.split(".")[0] == "ccompile"}
+    assert not {other for other in ours if not other.startswith("ccompile.numerics")}
 
 
 @pytest.mark.parametrize("kind", registry.passes().values(), ids=list(registry.passes()))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from ccompile.core import Declaration
 
 SourceKind = Literal["npz", "test_data", "images", "synthetic"]
 KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
@@ -16,10 +18,8 @@ PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 Pixels = Annotated[int, Field(ge=1, le=65536)]
 
 
-class Preprocess(BaseModel):
+class Preprocess(Declaration):
     """From an image file to a model input: decode, resize, centre crop, (x * scale - mean) / std, lay out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     resize: Pixels | tuple[Pixels, Pixels] | None = Field(
         default=None, description="pixels: the short side, or [height, width]; bilinear", examples=[256, [224, 224]]
@@ -49,10 +49,8 @@ class Preprocess(BaseModel):
         return self
 
 
-class Synthetic(BaseModel):
+class Synthetic(Declaration):
     """Seeded random inputs, for models without data at hand."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     distribution: Literal["normal", "uniform"] = Field(
         default="normal", description="of float inputs; normal is N(0, 1)"
@@ -80,10 +78,8 @@ _ONLY_FOR: dict[str, tuple[SourceKind, ...]] = {
 }
 
 
-class DataSource(BaseModel):
+class DataSource(Declaration):
     """Where samples come from: exactly one of `npz`, `test_data`, `images`, `synthetic`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     npz: PathText | None = Field(default=None, description="file with one array per graph input; axis 0 counts samples")
     test_data: PathText | None = Field(
@@ -133,10 +129,8 @@ class DataSource(BaseModel):
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
 
-class DataSpec(BaseModel):
+class DataSpec(Declaration):
     """The inputs that statistics are taken on, and those that every step is compared on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     calibration: DataSource | None = Field(
         default=None, description="inputs for the statistics that lossy passes fit to"

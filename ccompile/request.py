@@ -1,0 +1,77 @@
+"""What one compile is asked for, and the paths it may write to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccompile import files
+from ccompile.core import Pass
+from ccompile.errors import CcompileError
+from ccompile.spec import Spec
+
+
+@dataclass(frozen=True)
+class Request:
+    """One compile. threads: 0 means all cores; measure: race the result against the source on this machine."""
+
+    model: Path
+    spec: Spec
+    output: Path
+    evidence: Path | None = None
+    dump: Path | None = None
+    seed: int = 0
+    threads: int = 0
+    measure: bool = False
+
+    @property
+    def evidence_path(self) -> Path:
+        """Return where the evidence goes."""
+        return self.evidence or self.output.with_name(self.output.name + ".evidence.json")
+
+
+def check_paths(request: Request) -> None:
+    """Refuse outputs that would destroy an input or each other, or that cannot be written, before any work."""
+    try:
+        inputs = {path.resolve(): what for path, what in _inputs(request)}
+        taken: dict[Path, str] = {}
+        for output, what in _outputs(request):
+            real = output.resolve()
+            if real in inputs:
+                raise CcompileError(f"{what} would overwrite {inputs[real]}", str(output), "Choose another path.")
+            if real in taken:
+                raise CcompileError(f"{taken[real]} and {what} would be one file", str(output), "Name two.")
+            taken[real] = what
+            if output.is_dir():
+                raise CcompileError(f"{what} is a folder", str(output), "Name a file.")
+        for output, what in ((request.output, "the output"), (request.evidence_path, "the evidence")):
+            if not output.parent.is_dir():
+                raise CcompileError(f"the folder of {what} does not exist", str(output.parent), "Make it first.")
+            files.probe(output)
+        if request.dump is not None:
+            request.dump.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CcompileError(f"cannot write: {error.strerror}", str(error.filename), "Name another path.") from error
+
+
+def _inputs(request: Request) -> Iterable[tuple[Path, str]]:
+    yield request.model, "the model"
+    yield Path(request.spec.name), "the spec"
+    data = request.spec.data
+    for source in (data.calibration, data.verification) if data is not None else ():
+        if source is not None and source.npz is not None:
+            yield request.spec.base / source.npz, "the data"
+
+
+def _outputs(request: Request) -> Iterable[tuple[Path, str]]:
+    yield request.output, "the output"
+    yield request.evidence_path, "the evidence"
+    if request.dump is not None:
+        for index, step in enumerate(request.spec.passes):
+            yield request.dump / dump_name(index, step), "a dumped model"
+
+
+def dump_name(index: int, step: Pass) -> str:
+    """Return the file name of the model after a step."""
+    return f"{index + 1:02d}-{step.pass_name()}.onnx"

@@ -1,0 +1,34 @@
+"""What several test files share: the digits example in a folder of its own, and the command line in this process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import ROOT, TIDY, Ended, Run
+
+from ccompile import cli
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """A copy of examples/01_digits, and `tidy.yaml`, which is quick."""
+    shutil.copytree(ROOT / "examples" / "01_digits", tmp_path / "digits")
+    (tmp_path / "digits" / "tidy.yaml").write_text(TIDY)
+    return tmp_path / "digits"
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process."""
+
+    def run_here(*arguments: object) -> Ended:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, out, err)
+
+    return run_here

@@ -1,0 +1,151 @@
+"""Signals and neighbours: whatever happens, the output file is the previous one or the new one, whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+from runs import command, environment, scratch_files, spawn
+
+OLD = b"the previous output"
+ARGUMENTS = ("digits.onnx", "-s", "tidy.yaml", "-o", "out.onnx", "--threads", 1)
+
+# A compile that tells when it has come to `place` and waits there: files.<place> is called once and then sleeps.
+STALLED = """
+    import sys, time
+    from pathlib import Path
+    from ccompile import cli, files, pipeline
+
+    def stall(*arguments, **options):
+        Path("reached").touch()
+        time.sleep(60)
+
+    {place} = stall
+    cli.main(sys.argv[1:])
+"""
+
+
+def started(folder: Path, place: str) -> subprocess.Popen[str]:
+    """Start a compile over a previous output, wait until it has come to `place`, and return it."""
+    (folder / "out.onnx").write_bytes(OLD)
+    (folder / "reached").unlink(missing_ok=True)
+    program = textwrap.dedent(STALLED).format(place=place)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, ARGUMENTS)],
+        cwd=folder,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "reached").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    err = process.communicate(timeout=60)[1]
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("place", ["pipeline._Run._act", "files._write_inline", "files.os.fsync"])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_compile_leaves_the_previous_output(
+    digits: Path, place: str, sent: signal.Signals, code: int
+) -> None:
+    process = started(digits, place)
+    process.send_signal(sent)
+    found, err = ended(process)
+    assert (found, "Traceback" in err) == (code, False), err
+    assert (digits / "out.onnx").read_bytes() == OLD
+    assert scratch_files(digits) == []
+    assert not (digits / "out.onnx.evidence.json").exists()
+
+
+def test_interrupt_at_any_moment_ends_with_its_code(digits: Path) -> None:
+    for delay in (0.6, 1.0, 1.4):
+        (digits / "out.onnx").write_bytes(OLD)
+        process = subprocess.Popen(
+            command(*ARGUMENTS),
+            cwd=digits,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        code, err = ended(process)
+        assert code in (0, 130, -signal.SIGINT), (delay, err)
+        if (digits / "out.onnx").read_bytes() != OLD:  # the signal came after the new file had its name
+            onnx.checker.check_model(onnx.load(digits / "out.onnx"))
+        assert scratch_files(digits) == []
+
+
+@pytest.mark.parametrize("place", ["files._write_inline", "files.os.fsync"])
+def test_killed_compile_leaves_the_previous_output_and_the_next_one_cleans_up(digits: Path, place: str) -> None:
+    process = started(digits, place)
+    process.kill()
+    assert ended(process)[0] == -signal.SIGKILL
+    assert (digits / "out.onnx").read_bytes() == OLD
+    assert len(scratch_files(digits)) == 1
+    assert spawn(*ARGUMENTS, cwd=digits).code == 0
+    assert scratch_files(digits) == []
+    onnx.checker.check_model(onnx.load(digits / "out.onnx"))
+
+
+def test_scratch_files_of_the_living_and_of_other_machines_stay(digits: Path) -> None:
+    from ccompile import files
+
+    mine = files._scratch(digits / "out.onnx")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    alive, gone, elsewhere = (
+        mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{pid}.")) for pid in (os.getpid(), dead.pid, 1)
+    )
+    elsewhere = gone.with_name(gone.name.replace(files._machine(), "another"))
+    for path in (alive, gone, elsewhere):
+        path.touch()
+    files.remove_stale(digits / "out.onnx")
+    assert [path.exists() for path in (alive, gone, elsewhere)] == [True, False, True]
+
+
+def test_names_that_look_like_patterns_are_cleaned_up_too(digits: Path) -> None:
+    out = digits / "out[1]**.onnx"
+    process = subprocess.Popen(["true"])
+    process.wait()
+    from ccompile import files
+
+    left = files._scratch(out)
+    left = left.with_name(left.name.replace(f"-{os.getpid()}.", f"-{process.pid}."))
+    left.touch()
+    files.remove_stale(out)
+    assert not left.exists()
+
+
+def test_two_compiles_to_one_output_both_succeed(digits: Path) -> None:
+    both = [
+        subprocess.Popen(
+            command(*ARGUMENTS),
+            cwd=digits,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        code, err = ended(process)
+        assert code == 0, err
+    onnx.checker.check_model(onnx.load(digits / "out.onnx"))
+    assert scratch_files(digits) == []
