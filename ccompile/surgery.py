@@ -123,7 +123,10 @@ def _store(node: ir.Node, index: int, name: str, numbers: Sequence[int]) -> None
 
 
 def _target(node: ir.Node, masks: Masks) -> None:
-    _store(node, 3 if node.op_type == "Resize" else 1, "shape", _counted(masks))
+    numbers = _counted(masks)
+    _store(node, 3 if node.op_type == "Resize" else 1, "shape", numbers)
+    if 0 in numbers:
+        node.attributes.pop("allowzero", None)  # analysis writes 0 where a size is copied
 
 
 def _split(node: ir.Node, masks: Masks) -> None:

@@ -55,6 +55,7 @@ class Flow:
         self.graph = model.graph
         self.types = shapes(model)
         self.values: dict[str, Array] = {}
+        self.guessed: dict[str, Dims] = {}  # what the walk knows where shape inference gives up
         self.numbers: dict[str, tuple[Entry, ...]] = {}
         self.origins: list[tuple[int, str]] = []  # (first id, node) of every call of `fresh`, ids rising
         self.edges: list[tuple[Array, Array]] = []
@@ -75,6 +76,8 @@ class Flow:
         known, ids = self.types.get(str(value.name), UNKNOWN).shape, self.ids(value)
         if known is None:
             known = graph.static_shape(value)
+        if known is None:
+            known = self.guessed.get(str(value.name))
         if ids is None:
             return known
         if known is None or len(known) != ids.ndim:
@@ -85,6 +88,11 @@ class Flow:
         """Return the rank of a value, or None."""
         dims = self.dims(value)
         return None if dims is None else len(dims)
+
+    def open_size(self, entry: tuple[str, int]) -> Dim:
+        """Return the size of an axis of a value, or None when it is unknown or counts channels."""
+        known, ids = self.types.get(entry[0], UNKNOWN).shape, self.values.get(entry[0])
+        return None if known is None or (ids is not None and ids.shape[entry[1]] > 1) else known[entry[1]]
 
     def give(self, value: ir.Value, ids: Array | None) -> None:
         """Let `value` carry `ids`. A value left with one channel only must keep it."""
@@ -134,7 +142,8 @@ class Flow:
             return a
         left, right = np.broadcast_arrays(a, b)
         self.edges.append((left.reshape(-1), right.reshape(-1)))
-        return a if a.shape == left.shape else left
+        full = [ids for ids in (a, b) if ids.shape == left.shape]
+        return full[0] if full else left
 
     def bind(self, ids: Array, axes: Iterable[int], node: ir.Node, reason: str) -> None:
         """Join all channels that differ along `axes` only: none goes without the others. Pin when nothing else varies.

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from ccompile import graph
 from ccompile.analysis.channel_flow import Dims, Entry, Flow, compressed, flat, line, product, varying
-from ccompile.analysis.shapes import Dim
+from ccompile.analysis.shapes import UNKNOWN, Dim
 from ccompile.core import Array
 
 Segment = tuple[list[int], list[int]]  # axes before, axes after, with the same number of elements
@@ -142,13 +142,17 @@ def _flatten_target(node: ir.Node, dims: Dims) -> tuple[tuple[int, ...], Dims]:
 def _target(flow: Flow, node: ir.Node, name: str, dims: Dims) -> tuple[tuple[int, ...], Dims] | str:
     """Return a constant target that is right for any size of the open axes, and the new dimensions; or why not."""
     entries = numbers(flow, node.inputs[1])
-    if entries is None or graph.attribute(node, "allowzero", 0):
+    if entries is None:
         return "its target shape is computed"
-    known = flow.types[out].shape if (out := str(node.outputs[0].name)) in flow.types else None
+    if 0 in entries and graph.attribute(node, "allowzero", 0):
+        return "its target shape is empty"
+    known = flow.types.get(str(node.outputs[0].name), UNKNOWN).static
     template: list[int] = []
     after: list[Dim] = []
     for axis, entry in enumerate(entries):
         here = dims[axis] if axis < len(dims) else None
+        if isinstance(entry, tuple) and here is not None and flow.open_size(entry) == here:
+            entry = (name, axis)
         if entry == 0 or entry == (name, axis):
             fixed = axis < len(dims) and isinstance(here, int)
             template.append(here if fixed and isinstance(here, int) else 0)
@@ -157,15 +161,21 @@ def _target(flow: Flow, node: ir.Node, name: str, dims: Dims) -> tuple[tuple[int
             template.append(entry)
             after.append(entry)
         else:
-            size = known[axis] if known is not None and len(known) == len(entries) else None
             template.append(-1)
-            after.append(size)
+            after.append(known[axis] if known is not None and len(known) == len(entries) else None)
     if template.count(-1) > 1:
         return "its target shape is computed from more than one open size"
-    total, rest = product(dims), product(n for n in after if n is not None)
-    if None in after and total is not None and rest and after.count(None) == 1:
-        after[after.index(None)] = total // rest
+    if -1 in template and after[template.index(-1)] is None:
+        after[template.index(-1)] = _remaining(dims, template, after)
     return tuple(template), tuple(after)
+
+
+def _remaining(dims: Dims, template: list[int], after: list[Dim]) -> int | None:
+    """Return the size that -1 stands for: what the other entries of the target leave, or None when that is open."""
+    left = [dim for axis, dim in enumerate(dims) if axis >= len(template) or template[axis] != 0]
+    taken = [dim for entry, dim in zip(template, after, strict=True) if entry > 0]
+    total, rest = product(left), product(taken)
+    return total // rest if total is not None and rest else None
 
 
 def segments_of(before: Dims, after: Dims, template: tuple[int, ...] = ()) -> list[Segment]:

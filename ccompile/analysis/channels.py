@@ -68,6 +68,15 @@ _OPS: dict[str, Handler] = {
     "Unsqueeze": channel_moves.unsqueeze,
     "Upsample": channel_moves.resize,
 }
+_KEEPS_RANK = (
+    channel_maths.along_axis,
+    channel_maths.batchnorm,
+    channel_maths.pool,
+    channel_maths.reduce,
+    channel_moves.cut,
+    channel_moves.pad,
+    channel_moves.transpose,
+)
 # ops that hand shape vectors on, and ops that look after the sizes they are given
 _SIZE_OPS = ("Cast", "Concat", "Gather", "Identity", "Reshape", "Shape", "Slice", "Squeeze", "Unsqueeze")
 _SIZED_OPS = ("Expand", "Reshape", "Resize")
@@ -173,8 +182,32 @@ def _walk(flow: Flow, node: ir.Node) -> None:
         return
     if node.op_type != "Split" and any(list(o.uses()) or o.is_graph_output() for o in node.outputs[1:]):
         flow.refuse(node, "its further outputs are read")
+    else:
+        handler(flow, node)
+    _note_rank(flow, node, handler)
+
+
+def _note_rank(flow: Flow, node: ir.Node, handler: Handler) -> None:
+    """Note the rank of an output that shape inference does not know, where the op tells it."""
+    output, first = node.outputs[0], node.inputs[0] if node.inputs else None
+    if first is None or flow.rank(output) is not None:
         return
-    handler(flow, node)
+    ranks = [flow.rank(value) for value in node.inputs if value is not None]
+    known = [rank for rank in ranks if rank is not None]
+    rank = ranks[0]
+    if handler in (channel_maths.elementwise, channel_linear.matmul):
+        rank = max(known) if len(known) == len(ranks) else None
+    elif node.op_type == "Reshape":
+        target = channel_reshape.numbers(flow, node.inputs[1])
+        rank = None if target is None else len(target)
+    elif handler is channel_maths.reduce and rank is not None and not graph.attribute(node, "keepdims", 1):
+        axes = channel_maths.axes_of(node, rank)
+        rank = None if axes is None else rank - len(axes)
+    elif handler not in _KEEPS_RANK:
+        rank = None
+    if rank is not None:
+        ones = channel_maths.axes_of(node, rank) if handler is channel_maths.reduce and rank == ranks[0] else None
+        flow.guessed[str(output.name)] = tuple(1 if axis in (ones or ()) else None for axis in range(rank))
 
 
 def _pin_outside(flow: Flow) -> None:
