@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from ccompile.moments import Layer, Moments
+
 Array = npt.NDArray[Any]
 Kind = Literal["exact", "bounded", "lossy"]
 Facts = Mapping[str, float | str]
@@ -260,11 +262,53 @@ class Machine(Protocol):
         ...
 
 
+class Chain(Protocol):
+    """A walk through the source and a graph under work, layer by layer in topological order."""
+
+    def moments(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:
+        """Return the layer's current inputs' moments with the source's outputs as targets."""
+        ...
+
+
+class Statistics(Protocol):
+    """What passes may learn from the calibration set."""
+
+    def moments(self, model: ir.Model, layers: Sequence[Layer]) -> Mapping[str, Moments]:
+        """Return the moments of layers of one graph, by node name, its own outputs as targets."""
+        ...
+
+    def chain(self, model: ir.Model) -> Chain:
+        """Return a walk through the source and `model`."""
+        ...
+
+    def impact(self, model: ir.Model) -> float:
+        """Return how far a graph's outputs are from the source's on the calibration set."""
+        ...
+
+
+class Costs(Protocol):
+    """What passes may learn about cost on the target; shares in a spec are of `source`."""
+
+    @property
+    def source(self) -> CostReport:
+        """Return the source model's cost."""
+        ...
+
+    def report(self, model: ir.Model) -> CostReport:
+        """Return a graph's cost."""
+        ...
+
+    def nodes(self, model: ir.Model) -> Mapping[str, tuple[int, float]]:
+        """Return (MACs, estimated seconds) of each top-level node, by name."""
+        ...
+
+
 @dataclass
 class View:
     """All that a pass may reach: the graph to rewrite, the target, randomness, and questions about the graph.
 
-    `evaluate` computes values that depend on constants only, with the runtime's own arithmetic.
+    `evaluate` computes values that depend on constants only, with the runtime's own arithmetic. `stats` is None without
+    calibration data; `costs` is None where nothing is compiled (inspect).
     """
 
     model: ir.Model
@@ -273,6 +317,8 @@ class View:
     options: Pass
     facts: Callable[[ir.Node], Facts]
     evaluate: Callable[[Sequence[ir.Value]], list[Array]]
+    stats: Statistics | None = None
+    costs: Costs | None = None
     _answers: dict[Callable[..., Any], Any] = field(default_factory=dict)
     _results: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -457,3 +503,11 @@ class Compression(Pass):
     def apply(self, site: Site, choice: Choice, view: View) -> Site:
         """Rewrite the site's nodes and return what now stands there, with its error bound."""
         raise NotImplementedError
+
+    def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
+        """Return what to do at each site: by default `pick`, site by site; a pass with a budget decides jointly."""
+        return [self.pick(site, choices) for site, choices in curves]
+
+    def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
+        """Carry out a plan: by default `apply`, site by site in topological order."""
+        return [self.apply(site, choice, view) for site, choice in plan]

@@ -6,7 +6,7 @@ import collections
 import hashlib
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from ccompile import __version__, contracts, cost, files, graph, runtime, verify
 from ccompile import target as targets
 from ccompile.analysis.shapes import ValueType, infer
-from ccompile.core import Comparison, Compression, Pass, PassResult, Rewrite, Site, Skip, View
+from ccompile.core import Comparison, Compression, CostReport, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
 from ccompile.errors import ContractError, ModelError, PassError, SpecError
@@ -37,6 +37,7 @@ from ccompile.evidence import (
 from ccompile.request import Request, check_paths, dump_name
 from ccompile.runtime import Feeds, Settings
 from ccompile.spec import Spec
+from ccompile.stats import Calibration
 from ccompile.verify import Metric, Recording, SiteError
 
 
@@ -120,6 +121,14 @@ class _Run:
         self.source_metrics = self._measure(outputs)
         self.origin = self.state = self._state(self.source.model, outputs)
         self._note(self.origin.cost.notes)
+        self.statistics = self._calibration()
+
+    def _calibration(self) -> Calibration | None:
+        data = self.data.calibration
+        if data is None:
+            return None
+        batches: Callable[[], Iterable[Feeds]] = lambda: (batch.feeds for batch in data.batches())  # noqa: E731
+        return Calibration(self.source.model, batches, self.settings, self.request.seed)
 
     def _note(self, notes: Iterable[str]) -> None:
         self.notes += [note for note in notes if note not in self.notes]
@@ -150,12 +159,21 @@ class _Run:
     def _measure(self, outputs: Recording) -> dict[str, float]:
         return verify.measure(self.metrics, outputs, self.labels)
 
-    def _state(self, model: ir.Model, outputs: Recording) -> _State:
+    def types_of(self, model: ir.Model) -> dict[str, ValueType]:
+        """Return the types of all values for one sample: inferred, and observed where inference does not know."""
         types: dict[str, ValueType] = infer(model, self.shapes)
         produced = [str(output.name) for node in model.graph for output in node.outputs if output.name]
         inner = any(True for node in model.graph for _ in graph.subgraphs(node))
         if inner or any(name not in types or types[name].static is None for name in produced):
             types |= runtime.observed_shapes(model, self.single, self.settings)
+        return types
+
+    def price(self, model: ir.Model) -> ModelCost:
+        """Return a graph's cost on the target for one sample."""
+        return cost.price(model, self.types_of(model), self.request.spec.target)
+
+    def _state(self, model: ir.Model, outputs: Recording) -> _State:
+        types = self.types_of(model)
         return _State(model, outputs, types, cost.price(model, types, self.request.spec.target))
 
     def step(self, index: int, step: Pass) -> None:
@@ -201,6 +219,8 @@ class _Run:
             step,
             graph.facts,
             lambda values: runtime.evaluate(values, self.settings),
+            self.statistics,
+            _Costs(self),
         )
         if isinstance(step, Rewrite):
             result = step.run(view)
@@ -346,18 +366,38 @@ class _Run:
         )
 
 
+@dataclass(frozen=True)
+class _Costs:
+    """core.Costs of a compile."""
+
+    run: _Run
+
+    @property
+    def source(self) -> CostReport:
+        """Return the source model's cost."""
+        return self.run.origin.cost.report
+
+    def report(self, model: ir.Model) -> CostReport:
+        """Return a graph's cost."""
+        return self.run.price(model).report
+
+    def nodes(self, model: ir.Model) -> Mapping[str, tuple[int, float]]:
+        """Return (MACs, estimated seconds) of each top-level node, by name."""
+        return {node.name: (node.macs, node.seconds) for node in self.run.price(model).nodes}
+
+
 def _compress(step: Compression, view: View) -> PassResult:
     """Let the pass name its sites, pick strengths on the graph as it came in, and apply them in topological order."""
-    skipped: list[Skip] = []
+    found = step.sites(view)
+    skipped = [site for site in found if isinstance(site, Skip)]
+    curves = [(site, step.choices(site, view)) for site in found if isinstance(site, Site)]
     plan = []
-    for site in step.sites(view):
-        chosen = site if isinstance(site, Skip) else step.pick(site, step.choices(site, view))
+    for (site, _), chosen in zip(curves, step.plan(curves, view), strict=True):
         if isinstance(chosen, Skip):
             skipped.append(chosen)
-        elif isinstance(site, Site):
+        else:
             plan.append((site, chosen))
-    applied = [step.apply(site, choice, view) for site, choice in plan]
-    return PassResult(tuple(applied), tuple(skipped))
+    return PassResult(tuple(step.apply_all(plan, view)), tuple(skipped))
 
 
 def _site_record(site: Site, error: SiteError | None) -> SiteRecord:

@@ -1,155 +1,134 @@
 """Calibration statistics of linear layers: Gram matrices of their real inputs, and cross moments with target outputs.
 
-`collect` observes the source in one sweep over the calibration set. `Chain` advances the source and the current graph
+`collect` observes one graph in one sweep over the calibration set. `Chain` advances the source and the current graph
 side by side from layer to layer, holding only the tensors that are live at the cut, so that a sequential fit of a whole
-network costs one forward pass of each graph, however deep it is. Batches stream; what is held beyond
-verify.HELD_BYTES lies on disk.
+network costs one forward pass of each graph, however deep it is. Batches stream; what is held beyond HELD_BYTES lies on
+disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from ccompile import runtime
 from ccompile.analysis import linear
-from ccompile.analysis.linear import Layer
 from ccompile.core import Array
 from ccompile.errors import PassError
-from ccompile.runtime import Feeds, Settings
-from ccompile.verify import HELD_BYTES, Recording
+from ccompile.moments import Layer, Moments
+from ccompile.runtime import Feeds, Outputs, Settings
+from ccompile.verify import HELD_BYTES, Recording, class_axis
 
 ROWS = 32_768  # rows kept per layer: a seeded sample of all rows
 Batches = Callable[[], Iterable[Feeds]]
 
 
-@dataclass
-class Moments:
-    """Raw moments of one layer over sampled rows, per group, in float64; y is the target's output.
+class Calibration:
+    """The calibration set of a compile, as passes see it (core.Statistics)."""
 
-    rows of `seen`; sx[g, d], sy[g, o], xx[g, d, d] = sum x x^T, yx[g, o, d] = sum y x^T, yy[g, o] = sum y^2. When d
-    exceeds the rows, `xx` and `yx` are None and the rows themselves are kept: x[g, r, d], y[g, r, o].
-    """
+    def __init__(self, source: ir.Model, batches: Batches, settings: Settings, seed: int = 0, cap: int = ROWS) -> None:
+        self.source, self.batches, self.settings = source, batches, settings
+        self.seed, self.cap = seed, cap
+        self.count = sum(1 for _ in batches())
+        self._reference: Recording | None = None
+        if not self.count:
+            raise PassError("the calibration data is empty")
 
-    layer: Layer
-    rows: int = 0
-    seen: int = 0
-    sx: Array = field(default_factory=lambda: np.zeros(0))
-    sy: Array = field(default_factory=lambda: np.zeros(0))
-    yy: Array = field(default_factory=lambda: np.zeros(0))
-    xx: Array | None = None
-    yx: Array | None = None
-    x: Array | None = None
-    y: Array | None = None
+    def moments(self, model: ir.Model, layers: Sequence[Layer]) -> Mapping[str, Moments]:
+        """Return the moments of the layers of one graph by node name, the graph's own outputs as targets.
 
-    @property
-    def mean_x(self) -> Array:
-        """Return the mean input [g, d]."""
-        return self.sx / max(self.rows, 1)
+        One inference of each batch, or several when the observed tensors of all layers exceed HELD_BYTES.
+        """
+        found = {layer.name: Moments(layer) for layer in layers}
+        for group in self._groups(model, layers):
+            names = sorted({name for layer in group for name in (layer.input, layer.output)})
+            session = runtime.Session(model, self.settings, names)
+            for index, feeds in enumerate(self.batches()):
+                inner = [name for name in names if name not in feeds]
+                values = session.run(feeds, inner) | {name: feeds[name] for name in names if name in feeds}
+                for layer in group:
+                    x, y = values[layer.input], values[layer.output]
+                    self.add(found[layer.name], index, x, y, layer, None)
+        return found
 
-    @property
-    def mean_y(self) -> Array:
-        """Return the mean target output [g, o]."""
-        return self.sy / max(self.rows, 1)
-
-    @property
-    def variance_y(self) -> Array:
-        """Return the variance of the target output [g, o]."""
-        return np.maximum(self.yy / max(self.rows, 1) - np.square(self.mean_y), 0.0)
-
-    def centred(self) -> tuple[Array, Array]:
-        """Return the centred sums (H[g, d, d], C[g, o, d]): x and y less their means."""
-        if self.x is not None and self.y is not None:
-            x, y = self.x - self.mean_x[:, None], self.y - self.mean_y[:, None]
-            return x.transpose(0, 2, 1) @ x, y.transpose(0, 2, 1) @ x
-        assert self.xx is not None
-        assert self.yx is not None
-        H = self.xx - self.sx[:, :, None] * self.mean_x[:, None, :]
-        return H, self.yx - self.sy[:, :, None] * self.mean_x[:, None, :]
-
-    @property
-    def power(self) -> Array:
-        """Return the centred sum of squares of the target output [g, o]."""
-        return self.variance_y * self.rows
-
-    def add(self, x: Array, y: Array, seen: int, wide: bool) -> None:
-        """Add rows x[g, r, d], y[g, r, o] out of `seen`; `wide` keeps the rows."""
-        first = not self.rows
-        self.rows += x.shape[1]
-        self.seen += seen
-        sums = (x.sum(1), y.sum(1), np.square(y).sum(1))
-        self.sx, self.sy, self.yy = sums if first else (self.sx + sums[0], self.sy + sums[1], self.yy + sums[2])
-        if wide:
-            self.x = x if self.x is None else np.concatenate([self.x, x], 1)
-            self.y = y if self.y is None else np.concatenate([self.y, y], 1)
-            return
-        xx, yx = x.transpose(0, 2, 1) @ x, y.transpose(0, 2, 1) @ x
-        self.xx = xx if self.xx is None else self.xx + xx
-        self.yx = yx if self.yx is None else self.yx + yx
-
-
-class _Sampler:
-    """Picks the same seeded rows of a layer's batches for every graph."""
-
-    def __init__(self, total: int, cap: int, seed: int) -> None:
-        self.total, self.cap, self.seed = total, cap, seed
-
-    def picks(self, layer: Layer, batch: int, share: float, count: int) -> Array:
-        """Return sorted row numbers: all when they fit into the batch's share of the cap."""
-        quota = max(1, int(np.ceil(self.cap * share)))
-        if count <= quota:
-            return np.arange(count)
-        rng = np.random.default_rng([self.seed, batch, *layer.output.encode()])
-        return np.sort(rng.choice(count, quota, replace=False))
-
-    def add(self, moments: Moments, batch: int, x: Array, y: Array) -> None:
-        """Add the picked rows of one batch: x and y are whole tensors."""
-        form = moments.layer
-        count = linear.row_count(form, y.shape)
-        picks = self.picks(form, batch, 1 / max(self.total, 1), count)
-        rows = linear.input_rows(form, x, y.shape, picks)
-        moments.add(rows, linear.output_rows(form, y, picks), count, wide=form.columns > self.cap)
-
-
-def collect(
-    model: ir.Model, layers: Sequence[Layer], batches: Batches, settings: Settings, seed: int = 0, cap: int = ROWS
-) -> dict[str, Moments]:
-    """Return the moments of the layers of one graph, by node name, its own outputs as targets.
-
-    One inference of each batch, or several when the observed tensors of all layers exceed HELD_BYTES. Raises PassError
-    without calibration data.
-    """
-    found = {layer.name: Moments(layer) for layer in layers}
-    sampler = _Sampler(sum(1 for _ in batches()), cap, seed)
-    if not sampler.total:
-        raise PassError("calibration data is empty")
-    for group in _groups(model, layers, next(iter(batches())), settings):
-        names = sorted({name for layer in group for name in (layer.input, layer.output)})
-        session = runtime.Session(model, settings, names)
-        for index, feeds in enumerate(batches()):
-            inner = [name for name in names if name not in feeds]
-            values = session.run(feeds, inner) | {name: feeds[name] for name in names if name in feeds}
-            for layer in group:
-                sampler.add(found[layer.name], index, values[layer.input], values[layer.output])
-    return found
-
-
-def _groups(model: ir.Model, layers: Sequence[Layer], feeds: Feeds, settings: Settings) -> Iterator[list[Layer]]:
-    sizes = {name: seen.nbytes or 0 for name, seen in runtime.observed_shapes(model, feeds, settings).items()}
-    group: list[Layer] = []
-    held = 0
-    for layer in layers:
-        size = sizes.get(layer.input, 0) + sizes.get(layer.output, 0)
-        if group and held + size > HELD_BYTES:
+    def _groups(self, model: ir.Model, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+        seen = runtime.observed_shapes(model, next(iter(self.batches())), self.settings)
+        sizes = {name: kind.nbytes or 0 for name, kind in seen.items()}
+        group: list[Layer] = []
+        held = 0
+        for layer in layers:
+            size = sizes.get(layer.input, 0) + sizes.get(layer.output, 0)
+            if group and held + size > HELD_BYTES:
+                yield group
+                group, held = [], 0
+            group.append(layer)
+            held += size
+        if group:
             yield group
-            group, held = [], 0
-        group.append(layer)
-        held += size
-    if group:
-        yield group
+
+    def add(self, moments: Moments, batch: int, x: Array, y: Array, target: Layer, kept: Array | None) -> None:
+        """Add sampled rows of one batch: x of moments.layer, y of `target`, of whose channels `kept` are wanted."""
+        form = moments.layer
+        count = linear.row_count(target, y.shape)
+        quota = max(1, -(-self.cap // self.count))
+        picks = np.arange(count)
+        if count > quota:
+            rng = np.random.default_rng([self.seed, batch, *form.output.encode()])
+            picks = np.sort(rng.choice(count, quota, replace=False))
+        rows = linear.output_rows(target, y, picks)
+        if kept is not None:
+            flat = rows.transpose(1, 0, 2).reshape(len(picks), -1)[:, kept]
+            rows = flat.reshape(len(picks), form.groups, form.out).transpose(1, 0, 2)
+        columns = linear.input_rows(form, x, y.shape, picks)
+        moments.add(columns, rows, count, wide=form.columns > self.cap)
+
+    def chain(self, model: ir.Model) -> Chain:
+        """Return a walk through the source and `model`, layer by layer."""
+        return Chain(self, model)
+
+    def impact(self, model: ir.Model) -> float:
+        """Return how far a graph's outputs are from the source's on the calibration set.
+
+        Mean KL divergence of the softmax over classes where an output has classes, else the relative squared error;
+        summed over outputs.
+        """
+        if self._reference is None:
+            self._reference = Recording()
+            for outputs in runtime.outputs_of(self.source, self.batches(), self.settings):
+                self._reference.append(outputs)
+        total, rows = 0.0, 0
+        for mine, theirs in zip(runtime.outputs_of(model, self.batches(), self.settings), self._reference, strict=True):
+            total += divergence(mine, theirs)
+            rows += 1
+        return total / rows
+
+
+def divergence(candidate: Outputs, reference: Outputs) -> float:
+    """Return the mean KL divergence (softmax over classes) or relative squared error, summed over float outputs."""
+    total = 0.0
+    for name, expected in reference.items():
+        if not isinstance(expected, np.ndarray) or expected.dtype.kind != "f":
+            continue
+        a, b = (np.asarray(value, np.float64) for value in (candidate[name], expected))
+        axis = class_axis(expected)
+        if axis is None:
+            total += float(np.square(a - b).sum() / max(np.square(b).sum(), 1e-30))
+            continue
+        p, q = (_log_probabilities(value, axis) for value in (b, a))
+        total += float((np.exp(p) * (p - q)).sum(axis).mean())
+    return total
+
+
+def _log_probabilities(scores: Array, axis: int) -> Array:
+    """Return log-probabilities: of scores through softmax, of probabilities (non-negative, summing to 1) as they are."""
+    if scores.min() >= 0 and np.abs(scores.sum(axis) - 1).max() < 1e-3:
+        log: Array = np.log(np.clip(scores, 1e-12, None))
+        return log
+    shifted = scores - scores.max(axis, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+    return result
 
 
 class _Walker:
@@ -170,15 +149,14 @@ class _Walker:
         needed = {wanted} | {str(value.name) for value in runtime.read_values(self.nodes[to:])}
         made = {str(output.name) for node in part for output in node.outputs if output.name}
         kept = Recording()
-        session = None
+        session: runtime.Session | None = None
         for values in self.live:
             passing = {name: value for name, value in values.items() if name in needed}
-            if made:
+            if made & needed:
                 if session is None:
                     dtypes = {name: np.asarray(value).dtype for name, value in values.items()}
-                    session = runtime.Session(
-                        runtime.part_of(self.model, part, dtypes, sorted(made & needed)), self.settings
-                    )
+                    small = runtime.part_of(self.model, part, dtypes, sorted(made & needed))
+                    session = runtime.Session(small, self.settings)
                 passing |= session.run({name: v for name, v in values.items() if name in session.inputs})
             kept.append(passing)
         self.live, self.at = kept, to
@@ -191,24 +169,18 @@ class _Walker:
 class Chain:
     """Source and current graph, side by side, layer by layer in the current graph's order."""
 
-    def __init__(
-        self,
-        source: ir.Model,
-        current: ir.Model,
-        batches: Batches,
-        settings: Settings,
-        seed: int = 0,
-        cap: int = ROWS,
-    ) -> None:
-        self.source = _Walker(source, batches, settings)
-        self.current = _Walker(current, batches, settings)
-        self.sampler = _Sampler(len(self.current.live), cap, seed)
+    def __init__(self, calibration: Calibration, current: ir.Model) -> None:
+        self.calibration = calibration
+        self.source = _Walker(calibration.source, calibration.batches, calibration.settings)
+        self.current = _Walker(current, calibration.batches, calibration.settings)
         self.producer = {str(output.name): at for at, node in enumerate(self.source.nodes) for output in node.outputs}
 
-    def moments(self, layer: Layer) -> Moments:
+    def moments(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:
         """Return the moments of a layer's current inputs with the source's outputs at the value of the same name.
 
-        Layers must be asked for in topological order. Raises PassError when the source has no such value.
+        Layers must be asked for in topological order. target: the layer in the source, when its channels were cut;
+        kept: which of the target's channels, flat over groups, the layer still has. Raises PassError when the source
+        has no such value.
         """
         if layer.output not in self.producer:
             raise PassError(f"the source has no value `{layer.output}` to fit to", f"node {layer.name}")
@@ -217,5 +189,5 @@ class Chain:
         found = Moments(layer)
         pairs = zip(self.current.values(layer.input), self.source.values(layer.output), strict=True)
         for index, (x, y) in enumerate(pairs):
-            self.sampler.add(found, index, x, y)
+            self.calibration.add(found, index, x, y, target or layer, kept)
         return found

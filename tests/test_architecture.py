@@ -15,6 +15,7 @@ ROOT = Path(ccompile.__file__).parent
 LAYERS = [
     ["ccompile", "ccompile.errors", "ccompile.specs"],
     ["ccompile.marks", "ccompile.numerics", "ccompile.numerics.*"],
+    ["ccompile.moments"],
     ["ccompile.core"],
     ["ccompile.files"],
     ["ccompile.graph"],
@@ -33,6 +34,7 @@ LAYERS = [
     ["ccompile.sources", "ccompile.sources.*", "ccompile.data"],
     ["ccompile.runtime"],
     ["ccompile.verify"],
+    ["ccompile.stats"],
     ["ccompile.spec"],
     ["ccompile.evidence", "ccompile.contracts", "ccompile.request"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff"],

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,32 +21,7 @@ import onnx_ir as ir
 
 from ccompile import graph
 from ccompile.core import Array
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear node with a constant, plain weight; `out` and `columns` are per group."""
-
-    name: str
-    op: str
-    input: str
-    output: str
-    weight: int  # index of the node's weight input
-    groups: int
-    out: int
-    columns: int
-    taps: int
-    kernel: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    dilations: tuple[int, ...] = ()
-    pads: tuple[int, ...] = ()
-    auto_pad: str = "NOTSET"
-    wide: bool = False  # Gemm with transB
-
-    @property
-    def channels(self) -> int:
-        """Return the input channels per group."""
-        return self.columns // self.taps
+from ccompile.moments import Layer
 
 
 def layer(node: ir.Node) -> Layer | str:
