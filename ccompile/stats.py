@@ -82,7 +82,7 @@ class Calibration:
             flat = rows.transpose(1, 0, 2).reshape(len(picks), -1)[:, kept]
             rows = flat.reshape(len(picks), form.groups, form.out).transpose(1, 0, 2)
         columns = linear.input_rows(form, x, y.shape, picks)
-        moments.add(columns, rows, count, wide=form.columns > self.cap)
+        moments.add(columns, rows, count, wide=form.columns > min(self.cap, count * self.count))
 
     def chain(self, model: ir.Model) -> Chain:
         """Return a walk through the source and `model`, layer by layer."""
@@ -122,7 +122,7 @@ def divergence(candidate: Outputs, reference: Outputs) -> float:
 
 
 def _log_probabilities(scores: Array, axis: int) -> Array:
-    """Return log-probabilities: of scores through softmax, of probabilities (non-negative, summing to 1) as they are."""
+    """Return log-probabilities, of scores through softmax, of probabilities (summing to 1) as they are."""
     if scores.min() >= 0 and np.abs(scores.sum(axis) - 1).max() < 1e-3:
         log: Array = np.log(np.clip(scores, 1e-12, None))
         return log

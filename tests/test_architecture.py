@@ -29,7 +29,6 @@ LAYERS = [
         "ccompile.cost_fusion",
         "ccompile.cost_shapes",
         "ccompile.cost",
-        "ccompile.allocate",
     ],
     ["ccompile.sources", "ccompile.sources.*", "ccompile.data"],
     ["ccompile.runtime"],

@@ -14,14 +14,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from ccompile import graph
 from ccompile.core import Array
-from ccompile.moments import Layer
+from ccompile.moments import Layer, Moments
+
+
+class MomentsOf(Protocol):
+    """core.Chain.moments."""
+
+    def __call__(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:
+        """Return the moments of a layer."""
+        ...
 
 
 def layer(node: ir.Node) -> Layer | str:

@@ -1,0 +1,414 @@
+"""Remove whole channels, and refit the layers that read them so that they lose the least output.
+
+A group of coupled channels (everything that must shrink together: producers, normalisation, residual and concatenated
+paths, consumers) loses units one by one. Dropping the columns u of y = W x costs, after the best repair of the rest,
+
+    tr( W_u ([H^-1]_uu)^-1 W_u^T ),   H = E[x x^T] centred (the mean goes into the bias),
+
+summed over all consumers, each relative to its own output power. A budget is spent over all groups by their curves,
+scaled by a measured sensitivity. At the end every consumer is refitted in topological order,
+W' = argmin |Y - W' X'|^2, with the inputs X' that the pruned graph really makes and the source's outputs Y.
+
+Fires:  groups that nothing pins (graph outputs, unknown ops, ... do), whose readers are plain linear layers.
+Error:  measured on calibration data per group: the share of the consumers' output power that is lost.
+Cost:   parameters and multiply-adds fall with the product of the channels kept on both sides.
+Source: He et al. 2017, arXiv:1707.06168; Kurtic et al. 2023 (ZipLM), arXiv:2302.04089; Li et al. 2017, arXiv:1608.08710
+        (l1); He et al. 2019, arXiv:1811.00250 (geometric median).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field, model_validator
+
+from ccompile import graph, surgery
+from ccompile.analysis import cuts, linear
+from ccompile.analysis.channels import Group, channels
+from ccompile.analysis.cuts import Reader
+from ccompile.core import Array, Choice, Compression, Declaration, Kind, Site, Skip, View
+from ccompile.errors import PassError
+from ccompile.moments import Layer, Moments
+from ccompile.numerics import allocation, least_squares, obs, saliency
+from ccompile.numerics.obs import Consumer, Trace
+
+WIDEST = 8192  # columns of a consumer: beyond, its Gram matrix is too large to invert
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Budget(Declaration):
+    """A share of the source model's cost that the result may have; exactly one."""
+
+    macs: Share | None = Field(None, description="multiply-accumulates")
+    params: Share | None = Field(None, description="parameters")
+    stored_bytes: Share | None = Field(None, description="bytes in the file")
+    seconds: Share | None = Field(None, description="estimated seconds on the target, in its channel multiples")
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if len(self.given) != 1:
+            raise ValueError("give exactly one of `macs`, `params`, `stored_bytes` and `seconds`")
+        return self
+
+    @property
+    def given(self) -> list[tuple[str, float]]:
+        """Return what is budgeted and its share."""
+        return [(name, value) for name, value in self.model_dump().items() if value is not None]
+
+
+class PruneChannels(Compression):
+    """Options of prune-channels: exactly one of keep and error."""
+
+    kind: ClassVar[Kind] = "lossy"
+    after: ClassVar[tuple[str, ...]] = ("fold-batchnorm",)
+
+    keep: Share | Annotated[int, Field(ge=2)] | Budget | None = Field(
+        None, description="share or number of units kept in every group, or a share of the source's cost to spend"
+    )
+    error: float | None = Field(None, ge=0, lt=1, description="share of the consumers' output power lost per group")
+    layers: dict[str, Share | Annotated[int, Field(ge=2)]] = Field(
+        {}, description="share or number kept where a producer's name fits the glob, instead of `keep`"
+    )
+    criterion: Literal["reconstruction", "l1", "l2", "geometric-median", "random"] = Field(
+        "reconstruction", description="which units go first"
+    )
+    coupled: bool = Field(True, description="prune groups of several producers or consumers too (residual spines)")
+    align: int = Field(1, ge=1, le=1024, description="keep a multiple of this many units")
+    refit: bool = Field(True, description="refit the consumers to calibration data in topological order")
+    ridge: float = Field(1e-4, ge=0, le=1, description="ridge of all fits, relative to the mean of diag H")
+    sensitivity: bool = Field(True, description="measure what each group's error does to the outputs, for a budget")
+    statistics: Literal["calibration", "weights"] = Field(
+        "calibration", description="fit to calibration data, or, without any, in the metric of the weights alone"
+    )
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> PruneChannels:
+        if (self.keep is None) == (self.error is None):
+            raise ValueError("give exactly one of `keep` and `error`")
+        return self
+
+    def sites(self, view: View) -> list[Site | Skip]:
+        """Return the groups that may shrink, and why the others may not."""
+        found: list[Site | Skip] = []
+        for group in view.ask(channels).groups:
+            if group.pinned:
+                found += [Skip(skip.node, f"group `{group.name}`: {skip.reason}") for skip in group.pinned[:1]]
+                continue
+            producers = [member.node for member in group.by_role("producer")]
+            excluded = [skip for name in producers if (skip := view.excluded(graph.node_named(view.graph, name)))]
+            layers = cuts.readers(view.model, group)
+            if excluded:
+                found.append(excluded[0])
+            elif isinstance(layers, str):
+                found.append(Skip(group.name, layers))
+            elif reason := self._refusal(group, layers):
+                found.append(Skip(group.name, reason))
+            else:
+                nodes = tuple(dict.fromkeys((group.name, *producers)))
+                found.append(Site(nodes, f"{group.size} units", output=layers[0].layer.output))
+        return found
+
+    def _refusal(self, group: Group, layers: Sequence[Reader]) -> str:
+        if group.size < 2:
+            return "it has one unit only"
+        if any(reader.layer.columns > WIDEST for reader in layers):
+            return f"a layer with more than {WIDEST} columns per group reads it"
+        producers = {m.node for m in group.by_role("producer")}
+        if not self.coupled and (len(producers) > 1 or len({reader.layer.name for reader in layers}) > 1):
+            return "it is shared by several layers (coupled: false)"
+        return ""
+
+    def choices(self, site: Site, view: View) -> list[Choice]:
+        """Return every number of units that may stay; error is the share of the consumers' output power lost."""
+        group = view.ask(channels).named(site.nodes[0])
+        order, loss = self._order(group, view)
+        base = _cost_of_group(view, group, order, loss)
+        return [c for c in base if c.strength == group.size or int(c.strength) % self.align == 0]
+
+    def _order(self, group: Group, view: View) -> tuple[Array, Array]:
+        """Return the removal order of the units and the loss after each removal."""
+        trace = view.once(("trace", group.name), lambda: self._trace(group, view))
+        return trace.order, trace.loss
+
+    def _trace(self, group: Group, view: View) -> Trace:
+        consumers = self._consumers(group, view)
+        if self.criterion == "reconstruction":
+            return obs.remove_units(consumers, self.ridge, limit=group.size - 1)
+        scores = self._scores(group, view)
+        order = np.argsort(scores, kind="stable")[: group.size - 1]
+        loss = np.cumsum(np.square(scores[order])) / max(float(np.square(scores).sum()), 1e-30)
+        return Trace(order, loss, group.size, (self.ridge,) * len(consumers))
+
+    def _scores(self, group: Group, view: View) -> Array:
+        """Return the importance of each unit from its producers' rows."""
+        if self.criterion == "random":
+            return saliency.random_scores(group.size, view.rng)
+        measure = {"l1": saliency.l1_norms, "l2": saliency.l2_norms, "geometric-median": saliency.median_distances}
+        total = np.zeros(group.size)
+        for member in group.by_role("producer"):
+            value = graph.node_named(view.graph, member.node).inputs[member.input]
+            array = graph.constant(value)
+            if array is None or array.ndim < 2:
+                continue
+            rows = np.moveaxis(array, member.axis, 0).reshape(array.shape[member.axis], -1).astype(np.float64)
+            known = member.unit >= 0
+            np.add.at(total, member.unit[known], measure[self.criterion](rows)[known])
+        return total
+
+    def _consumers(self, group: Group, view: View) -> list[Consumer]:
+        found = []
+        layers = cuts.readers(view.model, group)
+        assert not isinstance(layers, str)
+        for reader in layers:
+            moments = self._moments(view)[reader.layer.name] if self.statistics == "calibration" else None
+            power = float(moments.power.sum()) if moments is not None else 0.0
+            for index, metric in enumerate(_metrics(view, reader.layer, moments)):
+                weight = 1.0 / power if power > 0 else float(moments is None)
+                found.append(Consumer(metric.W, metric.H, reader.unit[index], weight, metric.mean, metric.count))
+        return found
+
+    def _moments(self, view: View) -> Mapping[str, Moments]:
+        """Return the moments of all layers that read any group, observed once."""
+        stats = view.stats
+        if stats is None:
+            raise PassError(
+                "prune-channels fits to calibration data, and the spec gives none",
+                hint="Give `data.calibration`, or the step `statistics: weights`.",
+            )
+
+        def observe() -> Mapping[str, Moments]:
+            forms: dict[str, Layer] = {}
+            for group in view.ask(channels).free:
+                layers = cuts.readers(view.model, group)
+                for reader in () if isinstance(layers, str) else layers:
+                    if reader.layer.columns <= WIDEST:
+                        forms[reader.layer.name] = reader.layer
+            return stats.moments(view.model, list(forms.values()))
+
+        return view.once("moments", observe)
+
+    def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
+        """Return the choice that `layers`, `keep` or `error` ask for."""
+        size = int(choices[0].strength)
+        wanted = next(
+            (value for glob, value in self.layers.items() if any(fnmatch.fnmatchcase(n, glob) for n in site.nodes)),
+            None if isinstance(self.keep, Budget) else self.keep,
+        )
+        if wanted is not None:
+            count = wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted))
+            fitting = [choice for choice in choices if choice.strength >= min(count, size)]
+        else:
+            fitting = [choice for choice in choices if choice.error <= (self.error or 0.0)]
+        if fitting[-1].strength == size:
+            return Skip(site.nodes[0], f"all {size} units stay")
+        return fitting[-1]
+
+    def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
+        """Spend a budget over all groups, or pick group by group."""
+        if not isinstance(self.keep, Budget) or not curves:
+            return super().plan(curves, view)
+        groups = [view.ask(channels).named(site.nodes[0]) for site, _ in curves]
+        allowed = [_allowed(self.layers, site, choices) for site, choices in curves]
+        cost, limit = self._cost(groups, view)
+        kept = [np.array([choice.strength for choice in choices]) for choices in allowed]
+        errors = [np.array([choice.error for choice in choices]) for choices in allowed]
+
+        def price(options: Array) -> Array:
+            return cost(np.stack([kept[site][options[:, site]] for site in range(len(kept))], axis=1))
+
+        scales = self._sensitivities(curves, groups, view) if self.sensitivity else None
+        try:
+            options = allocation.allocate_interacting(errors, price, limit, scales)
+        except ValueError as error:
+            raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more groups.") from error
+        chosen = [choices[option] for choices, option in zip(allowed, options, strict=True)]
+        return [
+            Skip(site.nodes[0], "the budget leaves all its units") if c.strength == group.size else c
+            for (site, _), group, c in zip(curves, groups, chosen, strict=True)
+        ]
+
+    def _cost(self, groups: Sequence[Group], view: View) -> tuple[cuts.Price, float]:
+        """Return the cost of kept[m, site] units in the budget's measure, and its limit."""
+        assert isinstance(self.keep, Budget)
+        assert view.costs is not None
+        (what, share), source, now = self.keep.given[0], view.costs.source, view.costs.report(view.model)
+        if what in ("params", "stored_bytes"):
+            by_constant = cuts.weight_costs(view.model, groups, what)
+        else:
+            index = 0 if what == "macs" else 1
+            by_constant = {(name, 1): float(c[index]) for name, c in view.costs.nodes(view.model).items() if c[index]}
+        parts = cuts.terms(groups, by_constant)
+        fixed = float(getattr(now, what)) - sum(part.cost for part in parts)
+        align = view.target.align if what == "seconds" else None
+        price = cuts.total_cost(parts, [group.size for group in groups], fixed, align)
+        return price, share * float(getattr(source, what))
+
+    def _sensitivities(
+        self, curves: Sequence[tuple[Site, Sequence[Choice]]], groups: Sequence[Group], view: View
+    ) -> list[float]:
+        """Return, per group, the change of the outputs per unit of its error, measured by cutting it alone by half."""
+        if view.stats is None:
+            return [1.0] * len(groups)
+        found = []
+        for (_, choices), group in zip(curves, groups, strict=True):
+            half = min(choices, key=lambda choice: abs(choice.strength - group.size / 2))
+            trial = graph.copy(view.model)
+            surgery_plan = {group: self._keep(group, half, view)}
+            self._cut(trial, surgery_plan, view)
+            found.append(view.stats.impact(trial) / max(half.error, 1e-12))
+        return found
+
+    def _keep(self, group: Group, choice: Choice, view: View) -> Array:
+        order, _ = self._order(group, view)
+        keep = np.ones(group.size, bool)
+        keep[order[: group.size - int(choice.strength)]] = False
+        return keep
+
+    def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
+        """Cut all groups at once, then refit every layer that reads them in topological order."""
+        found = {group.name: group for group in view.ask(channels).groups}
+        keeps = {found[site.nodes[0]]: self._keep(found[site.nodes[0]], choice, view) for site, choice in plan}
+        if not keeps:
+            return []
+        before = {str(node.name): linear.layer(node) for node in view.graph}
+        rows = _kept_rows(keeps, before)
+        touched = self._cut(view.model, keeps, view)
+        view.changed()
+        if self.refit and self.statistics == "calibration" and view.stats is not None:
+            chain = view.stats.chain(view.model)
+            for node in [node for node in view.graph if node.name in touched]:
+                old = before[str(node.name)]
+                assert isinstance(old, Layer)
+                self._refit(node, old, rows.get(str(node.name)), chain.moments)
+        return [
+            Site(
+                site.nodes,
+                f"{int(choice.strength)} of {found[site.nodes[0]].size} units kept, predicted error {choice.error:.3g}",
+                output=site.output,
+            )
+            for site, choice in plan
+        ]
+
+    def _cut(self, model: ir.Model, keeps: Mapping[Group, Array], view: View) -> set[str]:
+        """Repair the readers' weights for what they lose, then remove it; return the readers' names."""
+        gone: dict[str, tuple[Layer, Array]] = {}
+        for group, keep in keeps.items():
+            layers = cuts.readers(model, group)
+            assert not isinstance(layers, str)
+            for reader in layers:
+                lost = (reader.unit >= 0) & ~keep[reader.unit]
+                form, before = gone.get(reader.layer.name, (reader.layer, np.zeros_like(lost)))
+                gone[reader.layer.name] = form, before | lost
+        for name, (form, lost) in gone.items():
+            self._repair(graph.node_named(model.graph, name), form, lost, view)
+        surgery.remove(model, dict(keeps))
+        return set(gone)
+
+    def _repair(self, node: ir.Node, form: Layer, lost: Array, view: View) -> None:
+        if self.statistics != "calibration" or not self.refit:
+            return
+        moments = self._moments(view)[form.name]
+        weights, shifts = [], []
+        for index, metric in enumerate(_metrics(view, form, moments)):
+            unit = np.where(lost[index], 0, -1)
+            consumer = Consumer(metric.W, metric.H, unit, 1.0, metric.mean, metric.count)
+            W, shift = obs.repair(consumer, np.zeros(0, np.int64), self.ridge)
+            weights.append(W)
+            shifts.append(shift)
+        old = linear.bias(node, form) if form.op != "MatMul" else None
+        linear.store(node, form, np.stack(weights), None if old is None else old + np.stack(shifts))
+
+    def _refit(self, node: ir.Node, old: Layer, kept: Array | None, moments_of: linear.MomentsOf) -> None:
+        """Fit a layer to the source's outputs on the inputs that the pruned graph makes."""
+        form = linear.layer(node)
+        assert isinstance(form, Layer)
+        moments = moments_of(form, old, kept)
+        W0, bias = linear.matrix(node, form), linear.bias(node, form) if form.op != "MatMul" else None
+        fitted = []
+        for index in range(form.groups):
+            fitted.append(_fit(moments, index, W0[index], self.ridge, bias is not None))
+        W = np.stack(fitted)
+        b = None
+        if bias is not None:
+            b = moments.mean_y - np.einsum("god,gd->go", W, moments.mean_x)
+        linear.store(node, form, W, b)
+
+
+def _fit(moments: Moments, index: int, W0: Array, ridge: float, centred: bool) -> Array:
+    if moments.x is not None and moments.y is not None:
+        x, y = moments.x[index], moments.y[index]
+        if centred:
+            x, y = x - x.mean(0), y - y.mean(0)
+        return least_squares.refit_wide(x.T, y.T, W0, ridge).W
+    assert moments.xx is not None
+    assert moments.yx is not None
+    H, C = moments.xx[index], moments.yx[index]
+    if centred:
+        H, C = least_squares.center(H, C, moments.mean_x[index], moments.mean_y[index], moments.rows)
+    return least_squares.refit(H, C, W0, ridge).W
+
+
+class _Metric:
+    """One group of a layer: W[o, d], H[d, d], and the mean and count that centre it where a bias can absorb it."""
+
+    def __init__(self, W: Array, H: Array, mean: Array | None, count: int) -> None:
+        self.W, self.H, self.mean, self.count = W, H, mean, count
+
+
+def _metrics(view: View, form: Layer, moments: Moments | None) -> list[_Metric]:
+    node = graph.node_named(view.graph, form.name)
+    W = linear.matrix(node, form)
+    if moments is None:
+        return [_Metric(W[g], np.eye(form.columns), None, 0) for g in range(form.groups)]
+    has_bias = form.op != "MatMul" and linear.bias(node, form) is not None
+    found = []
+    for g in range(form.groups):
+        H = moments.xx[g] if moments.xx is not None else _gram(moments, g)
+        mean = moments.mean_x[g] if has_bias else None
+        found.append(_Metric(W[g], H, mean, moments.rows if has_bias else 0))
+    return found
+
+
+def _gram(moments: Moments, index: int) -> Array:
+    assert moments.x is not None
+    x = moments.x[index]
+    gram: Array = x.T @ x
+    return gram
+
+
+def _kept_rows(keeps: Mapping[Group, Array], before: Mapping[str, Layer | str]) -> dict[str, Array]:
+    """Return, by layer, which of its output channels stay."""
+    found: dict[str, Array] = {}
+    for group, keep in keeps.items():
+        for member in group.by_role("producer"):
+            form = before[member.node]
+            if isinstance(form, Layer) and form.weight == member.input:
+                rows = cuts.rows_of(form, surgery.kept(member.unit, keep))
+                found[member.node] = found.get(member.node, np.True_) & rows
+    return found
+
+
+def _allowed(layers: Mapping[str, float | int], site: Site, choices: Sequence[Choice]) -> list[Choice]:
+    """Return the choices that an override of `layers` leaves: all of them, or the one it asks for."""
+    for glob, wanted in layers.items():
+        if any(fnmatch.fnmatchcase(name, glob) for name in site.nodes):
+            size = choices[0].strength
+            count = wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted))
+            return [[choice for choice in choices if choice.strength >= min(count, size)][-1]]
+    return list(choices)
+
+
+def _cost_of_group(view: View, group: Group, order: Array, loss: Array) -> list[Choice]:
+    """Return the group's curve, all units first; params of its own constants, macs left to the driver's costs."""
+    parts = cuts.terms([group], cuts.weight_costs(view.model, [group], "params"))
+    kept = np.arange(group.size, 0, -1)
+    params = cuts.total_cost(parts, [group.size], 0.0)(kept[:, None])
+    errors = np.concatenate([[0.0], loss])
+    return [
+        Choice(float(count), float(error), round(cost), round(cost))
+        for count, error, cost in zip(kept[: len(errors)], errors, params, strict=False)
+    ]
