@@ -8,12 +8,13 @@ disk.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import runtime
+from ccompile import graph, runtime
 from ccompile.analysis import linear
 from ccompile.core import Array
 from ccompile.errors import PassError
@@ -68,8 +69,20 @@ class Calibration:
         if group:
             yield group
 
-    def add(self, moments: Moments, batch: int, x: Array, y: Array, target: Layer, kept: Array | None) -> None:
-        """Add sampled rows of one batch: x of moments.layer, y of `target`, of whose channels `kept` are wanted."""
+    def add(
+        self,
+        moments: Moments,
+        batch: int,
+        x: Array,
+        y: Array,
+        target: Layer,
+        kept: Array | None,
+        minus: Array | None = None,
+    ) -> None:
+        """Add sampled rows of one batch: x of moments.layer, y of `target`, of whose channels `kept` are wanted.
+
+        minus: what an Add behind the layer will add to its output; it is taken off the target.
+        """
         form = moments.layer
         count = linear.row_count(target, y.shape)
         quota = max(1, -(-self.cap // self.count))
@@ -81,6 +94,8 @@ class Calibration:
         if kept is not None:
             flat = rows.transpose(1, 0, 2).reshape(len(picks), -1)[:, kept]
             rows = flat.reshape(len(picks), form.groups, form.out).transpose(1, 0, 2)
+        if minus is not None:
+            rows = rows - linear.output_rows(form, minus, picks)
         columns = linear.input_rows(form, x, y.shape, picks)
         moments.add(columns, rows, count, wide=form.columns > min(self.cap, count * self.count))
 
@@ -174,6 +189,9 @@ class Chain:
         self.source = _Walker(calibration.source, calibration.batches, calibration.settings)
         self.current = _Walker(current, calibration.batches, calibration.settings)
         self.producer = {str(output.name): at for at, node in enumerate(self.source.nodes) for output in node.outputs}
+        first = next(iter(calibration.batches()))
+        seen = runtime.observed_shapes(current, first, calibration.settings)
+        self.shapes = {name: kind.shape for name, kind in seen.items()}
 
     def moments(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:
         """Return the moments of a layer's current inputs with the source's outputs at the value of the same name.
@@ -185,9 +203,34 @@ class Chain:
         if layer.output not in self.producer:
             raise PassError(f"the source has no value `{layer.output}` to fit to", f"node {layer.name}")
         self.current.advance(max(self.current.index[layer.name], self.current.at), layer.input)
-        self.source.advance(max(self.producer[layer.output] + 1, self.source.at), layer.output)
+        goal, other = self._goal(layer)
+        self.source.advance(max(self.producer[goal] + 1, self.source.at), goal)
         found = Moments(layer)
-        pairs = zip(self.current.values(layer.input), self.source.values(layer.output), strict=True)
-        for index, (x, y) in enumerate(pairs):
-            self.calibration.add(found, index, x, y, target or layer, kept)
+        triples = zip(
+            self.current.values(layer.input),
+            self.source.values(goal),
+            self.current.values(other) if other else itertools.repeat(None),
+            strict=False,
+        )
+        for index, (x, y, minus) in enumerate(triples):
+            self.calibration.add(found, index, x, y, target or layer, kept, minus)
         return found
+
+    def _goal(self, layer: Layer) -> tuple[str, str]:
+        """Return the source's value to fit to, and the current value that will be added to the layer's output.
+
+        Where only an Add reads the layer and its other operand is there already (a residual path), the sum is the
+        goal, so that the fit also makes up for what the other path has lost; else the layer's own output.
+        """
+        output = graph.node_named(self.current.model.graph, layer.name).outputs[0]
+        reader = graph.only_use(output)
+        if reader is None or reader.op_type != "Add" or reader.domain not in ("", "ai.onnx"):
+            return layer.output, ""
+        other = next((str(v.name) for v in reader.inputs if v is not None and v is not output), "")
+        total = str(reader.outputs[0].name)
+        held = next(iter(self.current.live), {})
+        if total not in self.producer or other not in held:
+            return layer.output, ""
+        if self.shapes.get(other) != self.shapes.get(layer.output):
+            return layer.output, ""
+        return total, other

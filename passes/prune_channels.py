@@ -78,7 +78,9 @@ class PruneChannels(Compression):
     )
     coupled: bool = Field(True, description="prune groups of several producers or consumers too (residual spines)")
     align: int = Field(1, ge=1, le=1024, description="keep a multiple of this many units")
-    refit: bool = Field(True, description="refit the consumers to calibration data in topological order")
+    refit: Literal["none", "readers", "all"] = Field(
+        "all", description="layers refitted to calibration data in topological order: those that read a cut, or all"
+    )
     ridge: float = Field(1e-4, ge=0, le=1, description="ridge of all fits, relative to the mean of diag H")
     sensitivity: bool = Field(True, description="measure what each group's error does to the outputs, for a budget")
     statistics: Literal["calibration", "weights"] = Field(
@@ -278,12 +280,20 @@ class PruneChannels(Compression):
         rows = _kept_rows(keeps, before)
         touched = self._cut(view.model, keeps, view)
         view.changed()
-        if self.refit and self.statistics == "calibration" and view.stats is not None:
+        if self.refit != "none" and self.statistics == "calibration" and view.stats is not None:
             chain = view.stats.chain(view.model)
-            for node in [node for node in view.graph if node.name in touched]:
-                old = before[str(node.name)]
-                assert isinstance(old, Layer)
-                self._refit(node, old, rows.get(str(node.name)), chain.moments)
+            passed = False
+            for node in list(view.graph):
+                old = before.get(str(node.name))
+                passed |= str(node.name) in touched
+                wanted = passed if self.refit == "all" else node.name in touched
+                if (
+                    isinstance(old, Layer)
+                    and wanted
+                    and old.columns <= WIDEST
+                    and not graph.weight_refusal(node.inputs[old.weight])
+                ):
+                    self._refit(node, old, rows.get(str(node.name)), chain.moments)
         return [
             Site(
                 site.nodes,
@@ -309,7 +319,7 @@ class PruneChannels(Compression):
         return set(gone)
 
     def _repair(self, node: ir.Node, form: Layer, lost: Array, view: View) -> None:
-        if self.statistics != "calibration" or not self.refit:
+        if self.statistics != "calibration" or self.refit == "none":
             return
         moments = self._moments(view)[form.name]
         weights, shifts = [], []
