@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-
 from builders import Net
 
 if TYPE_CHECKING:
@@ -242,7 +241,9 @@ def group_normalised() -> ir.Model:
     x = net.conv(x, "a", (8, 3, 3, 3))
     x = net.node("GroupNormalization", x, vector(net, 8), vector(net, 8), num_groups=4)
     y = net.node("Flatten", net.node("GlobalAveragePool", net.relu(x)))
-    return net.model(net.dense(y, "fc", 8, 3), opsets={"": 21})
+    model = net.model(net.dense(y, "fc", 8, 3), opsets={"": 21})
+    model.graph.outputs[0].shape = ir.Shape(["N", 3])  # ONNX infers none through GroupNormalization
+    return model
 
 
 def resized() -> ir.Model:
@@ -275,6 +276,23 @@ def chosen() -> ir.Model:
     pooled = net.node("Expand", net.node("GlobalMaxPool", x), ints(net, 1, 8, 6, 6))
     tiled = net.node("Tile", picked, ints(net, 1, 2, 1, 1))
     return head(net, net.conv(net.node("Concat", front, tiled, pooled, axis=1), "b", (4, 21, 1, 1)), 4)
+
+
+def old_opset() -> ir.Model:
+    """Opset 9, where sizes are attributes."""
+    net, x = start()
+    x = net.relu(net.conv(x, "a", (8, 3, 1, 1)))
+    node = ir.node("Split", [x], {"axis": 1, "split": [5, 3]}, num_outputs=2, name="split")
+    for k, output in enumerate(node.outputs):
+        output.name = f"part{k}"
+    net.nodes.append(node)
+    left = net.node("Slice", node.outputs[0], starts=[1, 0], ends=[4, 9], axes=[1, 2])
+    right = net.node("Pad", node.outputs[1], pads=[0, 1, 0, 0, 0, 2, 0, 0])
+    y = net.node("Concat", left, right, axis=1)
+    y = net.node("Upsample", y, net.constant(np.array([1, 1, 2, 2], np.float32)))
+    y = net.node("Squeeze", net.node("Unsqueeze", y, axes=[2]), axes=[2])
+    y = net.node("Flatten", net.node("GlobalAveragePool", net.conv(y, "b", (4, 9, 1, 1))))
+    return net.model(net.dense(y, "fc", 4, 3), opsets={"": 9})
 
 
 def spatial() -> ir.Model:
@@ -321,8 +339,8 @@ NETS: dict[str, Callable[[], ir.Model]] = {
     for f in (
         chain, residual, padded_shortcut, dense_block, joins_input, halves, equal_halves, shuffled, split_shuffled,
         separable, grouped, transposed, squeeze_excite, flattened, normalised, broadcast, attention, single_head,
-        embedded, layer_normalised, group_normalised, resized, spread, chosen, spatial, computed_shape, hidden_weights,
-        twins,
+        embedded, layer_normalised, group_normalised, resized, spread, chosen, spatial, computed_shape, old_opset,
+        hidden_weights, twins,
     )
 } | {
     "shuffled_4": lambda: shuffled(4),

@@ -42,24 +42,28 @@ def keep_all_but(group: Group, *units: int) -> Array:
 
 
 def random_cuts(model: ir.Model, rng: np.random.Generator, share: float) -> Cuts:
-    """For every free group, a random `share` of its units (at least one) to remove."""
-    cuts = {}
+    """For every free group, a random `share` of its units (at least one) to remove, if that empties no value."""
+    cuts: Cuts = {}
     for group in channels(model).free:
         gone = rng.permutation(group.size)[: max(1, round(share * group.size))]
-        cuts[group] = keep_all_but(group, *gone)
+        keep = keep_all_but(group, *gone)
+        if not surgery.refused({**cuts, group: keep}):
+            cuts[group] = keep
     return cuts
 
 
 def with_zeroed_readers(model: ir.Model, cuts: Cuts) -> ir.Model:
     """The original with zeros in all weight columns that read removed channels."""
     twin = graph.copy(model)
+    weights: dict[tuple[str, int], Array] = {}
     for group, keep in cuts.items():
         for member in group.by_role("consumer"):
-            node = graph.node_named(twin.graph, member.node)
-            weight = np.array(graph.constant(node.inputs[member.input]))
-            gone = [slice(None)] * member.axis + [~surgery.kept(member.unit, keep)]
-            weight[tuple(gone)] = 0
-            graph.replace_constant(node, member.input, weight)
+            key = (member.node, member.input)
+            if key not in weights:
+                weights[key] = np.array(graph.constant(graph.node_named(twin.graph, key[0]).inputs[key[1]]))
+            weights[key][tuple([slice(None)] * member.axis + [~surgery.kept(member.unit, keep)])] = 0
+    for (name, index), weight in weights.items():
+        graph.replace_constant(graph.node_named(twin.graph, name), index, weight)
     return twin
 
 

@@ -168,13 +168,15 @@ def _settle(flow: Flow) -> Array:
 
 def _pin_wholes(flow: Flow, unit: Array) -> None:
     """Pin units that are all of some value: it would be left empty."""
+    seen = set()
     for node in flow.graph:
         for output in node.outputs:
             ids = flow.ids(output)
-            if ids is None or not np.all(unit[ids] == unit[ids.flat[0]]):
+            if ids is None or (whole := unit[ids.flat[0]]) in seen or not np.all(unit[ids] == whole):
                 continue
+            seen.add(whole)
             flow.pin(ids.reshape(-1)[:1], node, f"all channels of `{output.name}` stand and fall together")
-            why = [skip for first, skip in flow.notes if unit[first] == unit[ids.flat[0]]]
+            why = dict.fromkeys(skip for first, skip in flow.notes if unit[first] == whole)
             flow.pins += [(ids.reshape(-1)[:1], skip) for skip in why]
 
 
