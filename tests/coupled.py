@@ -216,6 +216,18 @@ def single_head() -> ir.Model:
     return net.model(net.node("MatMul", net.node("MatMul", scores, v), net.weight("o.w", (4, 6)), name="o"))
 
 
+def shared_key() -> ir.Model:
+    """Four heads of queries on one key, their scores read by a layer."""
+    net = Net(7)
+    x = net.input("x", ["N", 5, 8])
+    q = net.node("MatMul", x, net.weight("q.w", (8, 12)), name="q")
+    q = net.node("Transpose", net.node("Reshape", q, ints(net, 0, 5, 4, 3)), perm=[0, 2, 1, 3])
+    k = net.node("Unsqueeze", net.node("MatMul", x, net.weight("k.w", (8, 3)), name="k"), ints(net, 1))
+    scores = net.node("MatMul", q, net.node("Transpose", k, perm=[0, 1, 3, 2]), name="scores")
+    y = net.node("Reshape", net.node("Transpose", scores, perm=[0, 2, 1, 3]), ints(net, 0, 5, 20))
+    return net.model(net.node("MatMul", y, net.weight("o.w", (20, 2)), name="o"))
+
+
 def embedded() -> ir.Model:
     """Word and position tables, summed, into a two-layer block."""
     net = Net(7)
@@ -340,7 +352,7 @@ NETS: dict[str, Callable[[], ir.Model]] = {
         chain, residual, padded_shortcut, dense_block, joins_input, halves, equal_halves, shuffled, split_shuffled,
         separable, grouped, transposed, squeeze_excite, flattened, normalised, broadcast, attention, single_head,
         embedded, layer_normalised, group_normalised, resized, spread, chosen, spatial, computed_shape, old_opset,
-        hidden_weights, twins,
+        hidden_weights, twins, shared_key,
     )
 } | {
     "shuffled_4": lambda: shuffled(4),

@@ -149,8 +149,6 @@ def _attend(flow: Flow, node: ir.Node) -> None:
 
 def _pair(flow: Flow, node: ir.Node, a: Array | None, b: Array | None) -> None:
     reason = "it contracts them without a weight"
-    if a is not None and b is not None and a.shape[-1] > 1 and b.shape[-2] > 1:
-        flow.unify(a, b.swapaxes(-1, -2))
     if a is not None:
         flow.bind(a, (-1,), node, reason)
         a = flat(a, (-1,))

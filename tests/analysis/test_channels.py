@@ -45,6 +45,7 @@ KNOWN: dict[str, list[tuple[str, int]]] = {
     "attention": [("q", 4)],
     "attention_fused": [("qkv", 4)],
     "single_head": [("v", 4)],
+    "shared_key": [("q", 4)],
     "embedded": [("embed", 8), ("up", 12)],
     "layer_normalised": [("up", 12)],
     "group_normalised": [("a", 4)],
@@ -310,6 +311,31 @@ def test_the_shape_of_channels_used_for_another_value_pins() -> None:
     other = net.node("Reshape", net.input("other", ["N", 216]), net.node("Shape", x), name="reshape")
     model = net.model(net.conv(x, "b", (4, 6, 1, 1)), net.node("ReduceMax", other))
     assert reasons(model, "a") == ["reshape: it computes with the size of `a_out`"]
+
+
+def test_the_number_of_other_channels_in_a_target_pins_them() -> None:
+    net, x = begun()
+    count = net.node("Gather", net.node("Shape", x), ints(net, 1), axis=0)
+    y = net.relu(net.conv(net.inputs[0], "c", (6, 3, 1, 1)))
+    y = net.node("Reshape", y, net.node("Concat", ints(net, 0), count, ints(net, 36), axis=0), name="reshape")
+    y = net.node("Flatten", net.node("ReduceMax", y, ints(net, 2)))
+    model = net.model(net.conv(x, "b", (4, 6, 1, 1)), net.dense(y, "d", 6, 2))
+    assert reasons(model, "a") == ["reshape: it computes with the size of `a_out`"]
+    assert not reasons(model, "c")
+
+
+def test_channels_that_became_rows_are_pinned() -> None:
+    net = Net(1)
+    x = net.node("MatMul", net.input("x", [5, 4]), net.weight("w", (4, 6)), name="a")
+    y = net.dense(net.node("Transpose", x, perm=[1, 0]), "rows", 5, 3)
+    model = net.model(net.node("MatMul", x, net.weight("v", (6, 2)), name="b"), net.node("ReduceSum", y))
+    assert reasons(model, "a")[0] == "rows: they are its rows"
+
+
+def test_queries_of_heads_that_share_a_key_go_alone() -> None:
+    found = channels(coupled.shared_key())
+    assert [group.name for group in found.free] == ["q"]
+    assert units(found.named("q"), "o") == [k // 5 for k in range(20)]
 
 
 def test_channels_that_fall_together_say_why() -> None:
