@@ -97,7 +97,7 @@ class Flow:
     def give(self, value: ir.Value, ids: Array | None) -> None:
         """Let `value` carry `ids`. A value left with one channel only must keep it."""
         node = value.producer()
-        if ids is None or node is None:
+        if ids is None or node is None or not value.name:
             return
         ids = compressed(ids)
         known = self.types.get(str(value.name), UNKNOWN).shape
@@ -173,9 +173,12 @@ class Flow:
         elif shape[axis] != ids.shape[along]:
             self.pin(ids, node, f"the size of `{value.name}` does not fit its channels")
         else:
-            smaller = [link.op_type for link in graph.stored_chain(value) or () if link.op_type in graph.ENCODED]
+            chain = graph.stored_chain(value) or ()
+            smaller = [f"behind {link.op_type}" for link in chain if link.op_type in graph.ENCODED]
+            if isinstance(graph.stored(value), graph.SparseTensor):
+                smaller.append("sparse")
             if smaller:
-                self.pin(ids, node, f"`{value.name}` is stored in a smaller form, behind {smaller[0]}")
+                self.pin(ids, node, f"`{value.name}` is stored in a smaller form, {smaller[0]}")
             self.reads.append(Read(value, node, index, axis, role, ids, along))
 
     def count(self, node: ir.Node, index: int, now: Sequence[int], ids: Array, along: int) -> None:

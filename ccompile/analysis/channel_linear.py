@@ -65,6 +65,10 @@ def gemm(flow: Flow, node: ir.Node) -> None:
     if not graph.is_constant(node.inputs[1]) or graph.attribute(node, "transA", 0):
         flow.refuse(node, "its weight is not constant, or it transposes its input")
         return
+    rows = flow.ids(node.inputs[0])
+    if rows is not None and rows.shape[0] > 1:
+        flow.refuse(node, "they are its rows")
+        return
     wide = bool(graph.attribute(node, "transB", 0))
     new = _contract(flow, node, (0, 1), (1, 0) if wide else (0, 1), -1)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -145,8 +149,6 @@ def _attend(flow: Flow, node: ir.Node) -> None:
 
 def _pair(flow: Flow, node: ir.Node, a: Array | None, b: Array | None) -> None:
     reason = "it contracts them without a weight"
-    if a is not None and b is not None and a.shape[-1] > 1 and b.shape[-2] > 1:
-        flow.unify(a, b.swapaxes(-1, -2))
     if a is not None:
         flow.bind(a, (-1,), node, reason)
         a = flat(a, (-1,))

@@ -229,6 +229,10 @@ def resize(flow: Flow, node: ir.Node) -> None:
     if ids is None:
         reads_sizes(flow, node)
         return
+    if graph.attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
+        flow.refuse(node, "it crops")
+        reads_sizes(flow, node)
+        return
     scaled = node.inputs[2 if len(node.inputs) > 2 else 1] if len(node.inputs) > 1 else None
     scales = graph.attribute(node, "scales") if scaled is None else graph.constant(scaled)
     sizes = node.inputs[3] if len(node.inputs) > 3 else None

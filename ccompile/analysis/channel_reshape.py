@@ -109,11 +109,13 @@ def reshape(flow: Flow, node: ir.Node) -> None:
     target = _flatten_target(node, dims) if node.op_type == "Flatten" else _target(flow, node, str(x.name), dims)
     if isinstance(target, str):
         flow.refuse(node, target)
+        reads_sizes(flow, node)
         return
     template, after = target
     segments = segments_of(dims, after, template)
     moved = _through(flow, node, ids, dims, after, segments)
     if moved is None:
+        reads_sizes(flow, node)
         return
     if node.op_type == "Reshape":
         _count_target(flow, node, ids, moved, template)
