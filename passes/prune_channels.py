@@ -26,17 +26,17 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from ccompile import graph, surgery
+from ccompile import fitting, graph, surgery
 from ccompile.analysis import cuts, linear
 from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.cuts import Reader
 from ccompile.core import Array, Choice, Compression, Declaration, Kind, Site, Skip, View
 from ccompile.errors import PassError
+from ccompile.fitting import WIDEST, Was
 from ccompile.moments import Layer, Moments
-from ccompile.numerics import allocation, least_squares, obs, saliency
+from ccompile.numerics import allocation, obs, saliency
 from ccompile.numerics.obs import Consumer, Trace
 
-WIDEST = 8192  # columns of a consumer: beyond, its Gram matrix is too large to invert
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -276,24 +276,14 @@ class PruneChannels(Compression):
         keeps = {found[site.nodes[0]]: self._keep(found[site.nodes[0]], choice, view) for site, choice in plan}
         if not keeps:
             return []
-        before = {str(node.name): linear.layer(node) for node in view.graph}
-        rows = _kept_rows(keeps, before)
+        was = fitting.forms(view.model)
+        rows = _kept_rows(keeps, was)
         touched = self._cut(view.model, keeps, view)
         view.changed()
         if self.refit != "none" and self.statistics == "calibration" and view.stats is not None:
-            chain = view.stats.chain(view.model)
-            passed = False
-            for node in list(view.graph):
-                old = before.get(str(node.name))
-                passed |= str(node.name) in touched
-                wanted = passed if self.refit == "all" else node.name in touched
-                if (
-                    isinstance(old, Layer)
-                    and wanted
-                    and old.columns <= WIDEST
-                    and not graph.weight_refusal(node.inputs[old.weight])
-                ):
-                    self._refit(node, old, rows.get(str(node.name)), chain.moments)
+            wanted = touched if self.refit == "readers" else _from_first(touched, was)
+            goals = {name: Was(known.layer, rows.get(name)) for name, known in was.items()}
+            fitting.refit(view.model, wanted, goals, view.stats.chain(view.model), self.ridge)
         return [
             Site(
                 site.nodes,
@@ -332,35 +322,6 @@ class PruneChannels(Compression):
         old = linear.bias(node, form) if form.op != "MatMul" else None
         linear.store(node, form, np.stack(weights), None if old is None else old + np.stack(shifts))
 
-    def _refit(self, node: ir.Node, old: Layer, kept: Array | None, moments_of: linear.MomentsOf) -> None:
-        """Fit a layer to the source's outputs on the inputs that the pruned graph makes."""
-        form = linear.layer(node)
-        assert isinstance(form, Layer)
-        moments = moments_of(form, old, kept)
-        W0, bias = linear.matrix(node, form), linear.bias(node, form) if form.op != "MatMul" else None
-        fitted = []
-        for index in range(form.groups):
-            fitted.append(_fit(moments, index, W0[index], self.ridge, bias is not None))
-        W = np.stack(fitted)
-        b = None
-        if bias is not None:
-            b = moments.mean_y - np.einsum("god,gd->go", W, moments.mean_x)
-        linear.store(node, form, W, b)
-
-
-def _fit(moments: Moments, index: int, W0: Array, ridge: float, centred: bool) -> Array:
-    if moments.x is not None and moments.y is not None:
-        x, y = moments.x[index], moments.y[index]
-        if centred:
-            x, y = x - x.mean(0), y - y.mean(0)
-        return least_squares.refit_wide(x.T, y.T, W0, ridge).W
-    assert moments.xx is not None
-    assert moments.yx is not None
-    H, C = moments.xx[index], moments.yx[index]
-    if centred:
-        H, C = least_squares.center(H, C, moments.mean_x[index], moments.mean_y[index], moments.rows)
-    return least_squares.refit(H, C, W0, ridge).W
-
 
 class _Metric:
     """One group of a layer: W[o, d], H[d, d], and the mean and count that centre it where a bias can absorb it."""
@@ -390,13 +351,19 @@ def _gram(moments: Moments, index: int) -> Array:
     return gram
 
 
-def _kept_rows(keeps: Mapping[Group, Array], before: Mapping[str, Layer | str]) -> dict[str, Array]:
+def _from_first(touched: set[str], was: Mapping[str, Was]) -> list[str]:
+    """Return all layers from the first touched one on, in topological order."""
+    names = list(was)
+    return names[min(names.index(name) for name in touched) :]
+
+
+def _kept_rows(keeps: Mapping[Group, Array], was: Mapping[str, Was]) -> dict[str, Array]:
     """Return, by layer, which of its output channels stay."""
     found: dict[str, Array] = {}
     for group, keep in keeps.items():
         for member in group.by_role("producer"):
-            form = before[member.node]
-            if isinstance(form, Layer) and form.weight == member.input:
+            form = was[member.node].layer if member.node in was else None
+            if form is not None and form.weight == member.input:
                 rows = cuts.rows_of(form, surgery.kept(member.unit, keep))
                 found[member.node] = found.get(member.node, np.True_) & rows
     return found
