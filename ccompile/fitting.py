@@ -17,7 +17,7 @@ from ccompile import graph
 from ccompile.analysis import linear
 from ccompile.core import Array, Chain
 from ccompile.moments import Layer, Moments
-from ccompile.numerics import least_squares
+from ccompile.numerics import least_squares, shrinkage
 
 WIDEST = 8192  # columns per group: beyond, a layer's Gram matrix is too large to factor
 
@@ -50,8 +50,13 @@ def is_fittable(node: ir.Node, form: Layer) -> bool:
     return form.columns <= WIDEST and not graph.weight_refusal(node.inputs[form.weight])
 
 
-def refit(model: ir.Model, wanted: Iterable[str], was: Mapping[str, Was], chain: Chain, ridge: float) -> list[Refitted]:
-    """Refit the named layers of `model`, in its order; `was` says what each is in the source. Others are passed by."""
+def refit(
+    model: ir.Model, wanted: Iterable[str], was: Mapping[str, Was], chain: Chain, ridge: float | None
+) -> list[Refitted]:
+    """Refit the named layers of `model`, in its order; `was` says what each is in the source. Others are passed by.
+
+    ridge: relative to mean(diag H); None shrinks each layer's covariance as its sample size asks (shrinkage.ridge_of).
+    """
     names = set(wanted)
     found = []
     for node in list(model.graph):
@@ -63,7 +68,7 @@ def refit(model: ir.Model, wanted: Iterable[str], was: Mapping[str, Was], chain:
     return found
 
 
-def _refit_layer(node: ir.Node, form: Layer, moments: Moments, ridge: float) -> Refitted:
+def _refit_layer(node: ir.Node, form: Layer, moments: Moments, ridge: float | None) -> Refitted:
     W0 = linear.matrix(node, form)
     bias = linear.bias(node, form) if form.op != "MatMul" else None
     W = np.stack([_fit(moments, index, W0[index], ridge, bias is not None) for index in range(form.groups)])
@@ -92,15 +97,16 @@ def _lost(moments: Moments, W: Array, b: Array) -> float:
     return max(float(quadratic + linear_part), 0.0) / power
 
 
-def _fit(moments: Moments, index: int, W0: Array, ridge: float, centred: bool) -> Array:
+def _fit(moments: Moments, index: int, W0: Array, ridge: float | None, centred: bool) -> Array:
     if moments.x is not None and moments.y is not None:
         x, y = moments.x[index], moments.y[index]
         if centred:
             x, y = x - x.mean(0), y - y.mean(0)
-        return least_squares.refit_wide(x.T, y.T, W0, ridge).W
+        chosen = shrinkage.ridge_of(x.T @ x, len(x)) if ridge is None else ridge
+        return least_squares.refit_wide(x, y, W0, chosen).W
     assert moments.xx is not None
     assert moments.yx is not None
     H, C = moments.xx[index], moments.yx[index]
     if centred:
         H, C = least_squares.center(H, C, moments.mean_x[index], moments.mean_y[index], moments.rows)
-    return least_squares.refit(H, C, W0, ridge).W
+    return least_squares.refit(H, C, W0, shrinkage.ridge_of(H, moments.rows) if ridge is None else ridge).W

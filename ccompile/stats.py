@@ -23,6 +23,7 @@ from ccompile.runtime import Feeds, Outputs, Settings
 from ccompile.verify import HELD_BYTES, Recording, class_axis
 
 ROWS = 32_768  # rows kept per layer: a seeded sample of all rows
+PROBE = 4  # every PROBE-th batch is kept out of `moments`, for `impact`: what a curve costs is measured on fresh inputs
 Batches = Callable[[], Iterable[Feeds]]
 
 
@@ -40,13 +41,16 @@ class Calibration:
     def moments(self, model: ir.Model, layers: Sequence[Layer]) -> Mapping[str, Moments]:
         """Return the moments of the layers of one graph by node name, the graph's own outputs as targets.
 
-        One inference of each batch, or several when the observed tensors of all layers exceed HELD_BYTES.
+        One inference of each batch that `impact` does not use, or several when the observed tensors of all layers
+        exceed HELD_BYTES.
         """
         found = {layer.name: Moments(layer) for layer in layers}
         for group in self._groups(model, layers):
             names = sorted({name for layer in group for name in (layer.input, layer.output)})
             session = runtime.Session(model, self.settings, names)
             for index, feeds in enumerate(self.batches()):
+                if self._is_probe(index):
+                    continue
                 inner = [name for name in names if name not in feeds]
                 values = session.run(feeds, inner) | {name: feeds[name] for name in names if name in feeds}
                 for layer in group:
@@ -104,20 +108,23 @@ class Calibration:
         return Chain(self, model)
 
     def impact(self, model: ir.Model) -> float:
-        """Return how far a graph's outputs are from the source's on the calibration set.
+        """Return how far a graph's outputs are from the source's, on batches that `moments` has not seen.
 
         Mean KL divergence of the softmax over classes where an output has classes, else the relative squared error;
-        summed over outputs.
+        summed over outputs. With fewer than PROBE batches all are used.
         """
         if self._reference is None:
             self._reference = Recording()
-            for outputs in runtime.outputs_of(self.source, self.batches(), self.settings):
+            for outputs in runtime.outputs_of(self.source, self._probes(), self.settings):
                 self._reference.append(outputs)
-        total, rows = 0.0, 0
-        for mine, theirs in zip(runtime.outputs_of(model, self.batches(), self.settings), self._reference, strict=True):
-            total += divergence(mine, theirs)
-            rows += 1
-        return total / rows
+        mine = runtime.outputs_of(model, self._probes(), self.settings)
+        return float(np.mean([divergence(a, b) for a, b in zip(mine, self._reference, strict=True)]))
+
+    def _is_probe(self, index: int) -> bool:
+        return self.count >= PROBE and index % PROBE == PROBE - 1
+
+    def _probes(self) -> Iterator[Feeds]:
+        return (feeds for index, feeds in enumerate(self.batches()) if self.count < PROBE or self._is_probe(index))
 
 
 def divergence(candidate: Outputs, reference: Outputs) -> float:

@@ -5,8 +5,9 @@ paths, consumers) loses units one by one. Dropping the columns u of y = W x cost
 
     tr( W_u ([H^-1]_uu)^-1 W_u^T ),   H = E[x x^T] centred (the mean goes into the bias),
 
-summed over all consumers, each relative to its own output power. A budget is spent over all groups by their curves,
-scaled by a measured sensitivity. At the end every consumer is refitted in topological order,
+summed over all consumers, each relative to its own output power. H is shrunk as its sample size asks (OAS). A budget
+is spent over all groups by what each does to the outputs, measured on calibration inputs that the fit has not seen. At
+the end the layers are refitted in topological order,
 W' = argmin |Y - W' X'|^2, with the inputs X' that the pruned graph really makes and the source's outputs Y.
 
 Fires:  groups that nothing pins (graph outputs, unknown ops, ... do), whose readers are plain linear layers.
@@ -30,13 +31,14 @@ from ccompile import fitting, graph, surgery
 from ccompile.analysis import cuts, linear
 from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.cuts import Reader
-from ccompile.core import Array, Choice, Compression, Declaration, Kind, Site, Skip, View
+from ccompile.core import Array, Choice, Compression, Declaration, Kind, Site, Skip, Statistics, View
 from ccompile.errors import PassError
 from ccompile.fitting import WIDEST, Was
 from ccompile.moments import Layer, Moments
-from ccompile.numerics import allocation, obs, saliency
+from ccompile.numerics import allocation, obs, saliency, shrinkage
 from ccompile.numerics.obs import Consumer, Trace
 
+LEVELS = (0.75, 0.5, 0.25)  # shares of a group kept when its impact on the outputs is measured
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -81,8 +83,10 @@ class PruneChannels(Compression):
     refit: Literal["none", "readers", "all"] = Field(
         "all", description="layers refitted to calibration data in topological order: those that read a cut, or all"
     )
-    ridge: float = Field(1e-4, ge=0, le=1, description="ridge of all fits, relative to the mean of diag H")
-    sensitivity: bool = Field(True, description="measure what each group's error does to the outputs, for a budget")
+    ridge: float | None = Field(
+        None, ge=0, le=1, description="ridge of all fits, relative to the mean of diag H; by default as samples ask"
+    )
+    sensitivity: bool = Field(True, description="for a budget, measure what each group does to the outputs")
     statistics: Literal["calibration", "weights"] = Field(
         "calibration", description="fit to calibration data, or, without any, in the metric of the weights alone"
     )
@@ -139,11 +143,11 @@ class PruneChannels(Compression):
     def _trace(self, group: Group, view: View) -> Trace:
         consumers = self._consumers(group, view)
         if self.criterion == "reconstruction":
-            return obs.remove_units(consumers, self.ridge, limit=group.size - 1)
+            return obs.remove_units(consumers, 0.0, limit=group.size - 1)
         scores = self._scores(group, view)
         order = np.argsort(scores, kind="stable")[: group.size - 1]
         loss = np.cumsum(np.square(scores[order])) / max(float(np.square(scores).sum()), 1e-30)
-        return Trace(order, loss, group.size, (self.ridge,) * len(consumers))
+        return Trace(order, loss, group.size, (0.0,) * len(consumers))
 
     def _scores(self, group: Group, view: View) -> Array:
         """Return the importance of each unit from its producers' rows."""
@@ -168,7 +172,7 @@ class PruneChannels(Compression):
         for reader in layers:
             moments = self._moments(view)[reader.layer.name] if self.statistics == "calibration" else None
             power = float(moments.power.sum()) if moments is not None else 0.0
-            for index, metric in enumerate(_metrics(view, reader.layer, moments)):
+            for index, metric in enumerate(_metrics(view, reader.layer, moments, self.ridge)):
                 weight = 1.0 / power if power > 0 else float(moments is None)
                 found.append(Consumer(metric.W, metric.H, reader.unit[index], weight, metric.mean, metric.count))
         return found
@@ -222,9 +226,11 @@ class PruneChannels(Compression):
         def price(options: Array) -> Array:
             return cost(np.stack([kept[site][options[:, site]] for site in range(len(kept))], axis=1))
 
-        scales = self._sensitivities(curves, groups, view) if self.sensitivity else None
+        if self.sensitivity and view.stats is not None:
+            pairs = zip(curves, groups, allowed, strict=True)
+            errors = [self._impacts(choices, group, rest, view.stats, view) for (_, choices), group, rest in pairs]
         try:
-            options = allocation.allocate_interacting(errors, price, limit, scales)
+            options = allocation.allocate_interacting(errors, price, limit)
         except ValueError as error:
             raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more groups.") from error
         chosen = [choices[option] for choices, option in zip(allowed, options, strict=True)]
@@ -249,20 +255,21 @@ class PruneChannels(Compression):
         price = cuts.total_cost(parts, [group.size for group in groups], fixed, align)
         return price, share * float(getattr(source, what))
 
-    def _sensitivities(
-        self, curves: Sequence[tuple[Site, Sequence[Choice]]], groups: Sequence[Group], view: View
-    ) -> list[float]:
-        """Return, per group, the change of the outputs per unit of its error, measured by cutting it alone by half."""
-        if view.stats is None:
-            return [1.0] * len(groups)
-        found = []
-        for (_, choices), group in zip(curves, groups, strict=True):
-            half = min(choices, key=lambda choice: abs(choice.strength - group.size / 2))
-            trial = graph.copy(view.model)
-            surgery_plan = {group: self._keep(group, half, view)}
-            self._cut(trial, surgery_plan, view)
-            found.append(view.stats.impact(trial) / max(half.error, 1e-12))
-        return found
+    def _impacts(
+        self, choices: Sequence[Choice], group: Group, wanted: Sequence[Choice], stats: Statistics, view: View
+    ) -> Array:
+        """Return what each wanted choice does to the outputs, measured by cutting this group alone at LEVELS.
+
+        Between the measured levels, log impact runs linearly over log error; outside, in proportion to the error.
+        """
+        points: dict[float, float] = {}
+        for level in LEVELS:
+            choice = min(choices, key=lambda c: abs(c.strength - level * group.size))
+            if choice.error > 0 and choice.strength < group.size:
+                trial = graph.copy(view.model)
+                self._cut(trial, {group: self._keep(group, choice, view)}, view)
+                points[choice.error] = max(stats.impact(trial), 1e-12)
+        return _interpolated(points, np.array([choice.error for choice in wanted]))
 
     def _keep(self, group: Group, choice: Choice, view: View) -> Array:
         order, _ = self._order(group, view)
@@ -313,10 +320,10 @@ class PruneChannels(Compression):
             return
         moments = self._moments(view)[form.name]
         weights, shifts = [], []
-        for index, metric in enumerate(_metrics(view, form, moments)):
+        for index, metric in enumerate(_metrics(view, form, moments, self.ridge)):
             unit = np.where(lost[index], 0, -1)
             consumer = Consumer(metric.W, metric.H, unit, 1.0, metric.mean, metric.count)
-            W, shift = obs.repair(consumer, np.zeros(0, np.int64), self.ridge)
+            W, shift = obs.repair(consumer, np.zeros(0, np.int64), 0.0)
             weights.append(W)
             shifts.append(shift)
         old = linear.bias(node, form) if form.op != "MatMul" else None
@@ -330,7 +337,7 @@ class _Metric:
         self.W, self.H, self.mean, self.count = W, H, mean, count
 
 
-def _metrics(view: View, form: Layer, moments: Moments | None) -> list[_Metric]:
+def _metrics(view: View, form: Layer, moments: Moments | None, ridge: float | None) -> list[_Metric]:
     node = graph.node_named(view.graph, form.name)
     W = linear.matrix(node, form)
     if moments is None:
@@ -340,6 +347,9 @@ def _metrics(view: View, form: Layer, moments: Moments | None) -> list[_Metric]:
     for g in range(form.groups):
         H = moments.xx[g] if moments.xx is not None else _gram(moments, g)
         mean = moments.mean_x[g] if has_bias else None
+        spread = H if mean is None else H - moments.rows * np.outer(mean, mean)
+        chosen = shrinkage.ridge_of(spread, moments.rows) if ridge is None else ridge
+        H = H + chosen * float(spread.diagonal().mean()) * np.eye(len(H))
         found.append(_Metric(W[g], H, mean, moments.rows if has_bias else 0))
     return found
 
@@ -349,6 +359,22 @@ def _gram(moments: Moments, index: int) -> Array:
     x = moments.x[index]
     gram: Array = x.T @ x
     return gram
+
+
+def _interpolated(points: Mapping[float, float], errors: Array) -> Array:
+    """Return the impact at each error: log-log between the measured points, proportional outside; never falling.
+
+    >>> _interpolated({0.01: 1.0, 0.04: 4.0}, np.array([0.0, 0.02, 0.08])).round(6).tolist()
+    [0.0, 2.0, 8.0]
+    """
+    if not points:
+        return errors
+    x = np.array(sorted(points))
+    y = np.maximum.accumulate(np.array([points[error] for error in x]))
+    inside = np.exp(np.interp(np.log(np.clip(errors, x[0], x[-1])), np.log(x), np.log(y)))
+    below, above = np.minimum(errors / x[0], 1.0), np.maximum(errors / x[-1], 1.0)
+    impacts: Array = inside * below * above
+    return impacts
 
 
 def _from_first(touched: set[str], was: Mapping[str, Was]) -> list[str]:
