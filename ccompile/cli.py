@@ -139,7 +139,7 @@ def passes_command(name: str | None, as_json: bool) -> int:
             known: {
                 "contract": kind.kind,
                 "after": kind.after,
-                "doc": report.doc_of(kind),
+                "doc": registry.doc_of(kind),
                 "options": kind.model_json_schema(),
             }
             for known, kind in kinds.items()
@@ -148,7 +148,7 @@ def passes_command(name: str | None, as_json: bool) -> int:
     elif name is not None:
         _echo(report.pass_page(kinds[name]))
     else:
-        rows = [(known, kind.kind, report.doc_of(kind).splitlines()[0]) for known, kind in kinds.items()]
+        rows = [(known, kind.kind, registry.doc_of(kind).splitlines()[0]) for known, kind in kinds.items()]
         _show(report.table(["pass", "contract", "what it does"], rows, left=3))
     return OK
 
@@ -258,17 +258,10 @@ def check(
 
 
 def _tolerance(limits: dict[str, float]) -> Tolerance | None:
-    from pydantic import ValidationError
-
     from ccompile.core import Tolerance
+    from ccompile.validation import from_options
 
-    if not limits:
-        return None
-    try:
-        return Tolerance(**limits)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SpecError(str(first["msg"]), f"--{str(first['loc'][0]).replace('_', '-')}") from error
+    return from_options(Tolerance, limits) if limits else None
 
 
 def _compare(
@@ -282,7 +275,8 @@ def _compare(
     tolerance: Tolerance | None,
 ) -> tuple[Comparison, str]:
     """Return the comparison of two model files, and what it was made on."""
-    from ccompile import graph, runtime, verify
+    from ccompile import graph, runtime
+    from ccompile.comparison import compare, rtol_of
     from ccompile.data import DataSpec, open_data
     from ccompile.runtime import Settings
 
@@ -299,7 +293,7 @@ def _compare(
     outputs = [
         runtime.outputs_of(model, (batch.feeds for batch in inputs.batches()), Settings(threads)) for model in models
     ]
-    return verify.compare(outputs[0], outputs[1], inputs.samples, verify.rtol_of(tolerance)), inputs.source
+    return compare(outputs[0], outputs[1], inputs.samples, rtol_of(tolerance)), inputs.source
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

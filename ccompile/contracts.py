@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from ccompile import verify
+from ccompile.comparison import rtol_of
 from ccompile.core import Comparison, CostReport, OutputComparison, Pass, Site, Tolerance
 from ccompile.evidence import GateRecord
 from ccompile.runtime import Feeds, Settings, Timing
+from ccompile.sites import SiteError, blame
 from ccompile.spec import Gates
-from ccompile.verify import SiteError
 
 ANY = Tolerance.model_construct(
     relative_l2=math.inf
@@ -32,6 +32,7 @@ def broken(step: Pass, previous: Comparison, sites: Sequence[SiteError]) -> str:
 
 
 def _violations(step: Pass, previous: Comparison) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    yield "cannot be judged", previous.unjudged
     if step.kind == "exact":
         yield "is more than float reordering away", previous.exact_violations()
     yield "left its tolerance", previous.violations(step.tolerance or ANY)
@@ -50,11 +51,11 @@ def advice(
 
     def breaks(output: OutputComparison) -> bool:
         one = Comparison((output,), previous.samples)
-        return any(violations for _, violations in _violations(step, one))
+        return not one.unjudged and any(violations for _, violations in _violations(step, one))
 
     lines = []
-    rtol = verify.rtol_of(step.tolerance)
-    guilty = verify.blame(before, after, sites, batches, breaks, settings, rtol)
+    rtol = rtol_of(step.tolerance)
+    guilty = blame(before, after, sites, batches, breaks, settings, rtol)
     if guilty is not None:
         nodes = ", ".join(guilty.site.nodes)
         bound = f", bound {guilty.site.bound:.3g}" if guilty.site.bound is not None else ""

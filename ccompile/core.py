@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import ast
-import fnmatch
 import math
-import operator
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
+from ccompile.declaration import Declaration
 from ccompile.moments import Layer, Moments
+from ccompile.selectors import Facts, SelectorOption
 
 Array = npt.NDArray[Any]
 Kind = Literal["exact", "bounded", "lossy"]
-Facts = Mapping[str, float | str]
 T = TypeVar("T")
-
-
-class Declaration(BaseModel):
-    """Base of what a spec says: frozen, no unknown keys, numbers finite, and no boolean where a number is meant."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean_as_number(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
-            said = str(value).lower()
-            raise ValueError(f"should not be `{said}` (YAML reads yes, no, on and off so, unless they are quoted)")
-        return value
 
 
 class Tolerance(Declaration):
@@ -80,8 +56,8 @@ EXACT_RELATIVE_L2: dict[str, float] = {"float64": 1e-10, "float32": 1e-4, "float
 class OutputComparison:
     """One output of two models on the same inputs; `reference` is the second operand everywhere.
 
-    `argmax` and `kl` are None where they make no sense (see verify.class_axis). `mismatches` counts entries that cannot
-    be close: NaN or infinity on one side only, and any difference of an integer, bool or string.
+    `argmax` and `kl` are None where they make no sense (see comparison.class_axis). `mismatches` counts entries that
+    cannot be close: NaN or infinity on one side only, and any difference of an integer, bool or string.
     """
 
     name: str
@@ -134,21 +110,24 @@ class Comparison:
 
     def violations(self, tolerance: Tolerance) -> dict[str, list[str]]:
         """Return, by output, what leaves `tolerance`; comparing nothing at all is a violation."""
-        if not self.outputs:
-            return {"": ["nothing was compared"]}
-        broken = {output.name: output.violations(tolerance) for output in self.outputs}
-        return {name: found for name, found in broken.items() if found}
+        return self._violations(lambda output: tolerance)
 
     def exact_violations(self) -> dict[str, list[str]]:
         """Return, by output, what is more than float reordering."""
+        default = EXACT_RELATIVE_L2["float32"]
+        return self._violations(lambda output: Tolerance(relative_l2=EXACT_RELATIVE_L2.get(output.dtype, default)))
+
+    def _violations(self, limit: Callable[[OutputComparison], Tolerance]) -> dict[str, list[str]]:
         if not self.outputs:
             return {"": ["nothing was compared"]}
-        broken = {}
-        for output in self.outputs:
-            limit = EXACT_RELATIVE_L2.get(output.dtype, EXACT_RELATIVE_L2["float32"])
-            if found := output.violations(Tolerance(relative_l2=limit)):
-                broken[output.name] = found
-        return broken
+        broken = {output.name: output.violations(limit(output)) for output in self.outputs} | self.unjudged
+        return {name: found for name, found in broken.items() if found}
+
+    @property
+    def unjudged(self) -> dict[str, list[str]]:
+        """Return, by output, that it had no element on any sample."""
+        said = f"it is empty on all {self.samples} samples; real verification data may fill it"
+        return {output.name: [said] for output in self.outputs if not output.elements and not output.problem}
 
     @property
     def needed(self) -> Tolerance | None:
@@ -354,97 +333,6 @@ class View:
             if selector.matches(facts):
                 return Skip(str(facts["name"]), f"named by `skip`: {selector}")
         return None
-
-
-_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}
-FACTS = ("groups", "kernel", "stride", "dilation", "in_channels", "out_channels", "params")
-
-
-class Selector(Declaration):
-    """Nodes by glob on their name, glob on their op, and a condition on their facts; all that is given must hold."""
-
-    name: str = Field("*", description="glob on the node's name", examples=["/fc*"])
-    op: str = Field("*", description="glob on the node's op type", examples=["Conv"])
-    where: str | None = Field(
-        None,
-        max_length=200,
-        description=f"a condition on {', '.join(FACTS)}, with < <= > >= == != and or not",
-        examples=["groups > 1"],
-    )
-
-    @field_validator("where")
-    @classmethod
-    def _parses(cls, text: str | None) -> str | None:
-        if text is not None:
-            _holds(_parse_condition(text), dict.fromkeys(FACTS, 1.0))
-        return text
-
-    def matches(self, facts: Facts) -> bool:
-        """Return whether a node with these facts is meant; a fact that the node lacks makes `where` false."""
-        if not (fnmatch.fnmatchcase(str(facts["name"]), self.name) and fnmatch.fnmatchcase(str(facts["op"]), self.op)):
-            return False
-        if self.where is None:
-            return True
-        condition = _parse_condition(self.where)
-        needed = {leaf.id for leaf in ast.walk(condition) if isinstance(leaf, ast.Name)}
-        return needed <= facts.keys() and bool(_holds(condition, facts))
-
-    def __str__(self) -> str:
-        parts = [self.name] if self.name != "*" or (self.op == "*" and not self.where) else []
-        parts += [f"op {self.op}"] if self.op != "*" else []
-        parts += [self.where] if self.where else []
-        return ", ".join(parts)
-
-
-def _parse_condition(text: str) -> ast.expr:
-    try:
-        return ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"`{text}` is not a condition such as `groups > 1`") from error
-
-
-def _holds(node: ast.expr, facts: Facts) -> bool:
-    """Evaluate the little language of `where`: comparisons of names and numbers, and/or/not; nothing else."""
-    if isinstance(node, ast.BoolOp):
-        found = [_holds(value, facts) for value in node.values]
-        return all(found) if isinstance(node.op, ast.And) else any(found)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        return not _holds(node.operand, facts)
-    if isinstance(node, ast.Compare) and all(type(op) in _COMPARE for op in node.ops):
-        values = [_operand(value, facts) for value in (node.left, *node.comparators)]
-        return all(_COMPARE[type(op)](a, b) for op, a, b in zip(node.ops, values[:-1], values[1:], strict=True))
-    if isinstance(node, ast.Name | ast.Constant):
-        _operand(node, facts)
-        raise ValueError(f"`{ast.unparse(node)}` alone says nothing: compare it, for example `groups > 1`")
-    raise _not_allowed(node)
-
-
-def _operand(node: ast.expr, facts: Facts) -> Any:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return node.value
-    if isinstance(node, ast.Name):
-        if node.id not in FACTS:
-            raise ValueError(f"`{node.id}` is not a fact about a node; there are: {', '.join(FACTS)}")
-        return facts[node.id]
-    raise _not_allowed(node)
-
-
-def _not_allowed(node: ast.expr) -> ValueError:
-    return ValueError(f"`{ast.unparse(node)}` is not allowed here: compare {', '.join(FACTS)} with numbers")
-
-
-def _as_selector(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
-
-
-SelectorOption = Annotated[Selector, BeforeValidator(_as_selector, json_schema_input_type=str | Selector)]
 
 
 class Pass(Declaration):

@@ -5,17 +5,23 @@ Everything but `timing` is a function of source, spec, data, seed and versions: 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ccompile.core import Comparison, CostReport, Tolerance
+from ccompile import __version__
+from ccompile.core import Comparison, CostReport, Site, Tolerance
+from ccompile.data import DataSet
 from ccompile.errors import DataError
+from ccompile.sites import SiteError
 
 SCHEMA = 1
 Verdict = Literal["kept", "reverted", "failed"]
@@ -66,6 +72,18 @@ class SiteRecord(Record):
     bound: float | None = None
     measured: float | None = None
     relative_error: float | None = None
+
+    @classmethod
+    def of(cls, site: Site, error: SiteError | None, unmeasured: str) -> SiteRecord:
+        """Return the record of a site, with what was measured there, or why its bound was not."""
+        notes = (site.note, f"bound not measured: {unmeasured}" if unmeasured else "")
+        return cls(
+            nodes=site.nodes,
+            note="; ".join(note for note in notes if note),
+            bound=site.bound,
+            measured=None if error is None else error.gain,
+            relative_error=None if error is None else error.relative,
+        )
 
 
 class SkipRecord(Record):
@@ -132,6 +150,11 @@ class DataRecord(Record):
     samples: int
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, data: DataSet) -> DataRecord:
+        """Return the record of a data set."""
+        return cls(source=data.source, digest=data.digest, samples=data.samples, notes=data.notes)
+
 
 class FileRecord(Record):
     """A file by content."""
@@ -139,6 +162,13 @@ class FileRecord(Record):
     name: str
     digest: str
     bytes: int
+
+    @classmethod
+    def of(cls, name: str, path: Path, data: Path | None) -> FileRecord:
+        """Return the record of the model at `path`, which will be called `name`, and of its external data."""
+        size = path.stat().st_size + (data.stat().st_size if data is not None else 0)
+        with path.open("rb") as stream:
+            return cls(name=name, digest=hashlib.file_digest(stream, "sha256").hexdigest(), bytes=size)
 
 
 class Evidence(Record):
@@ -189,3 +219,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    packages = ("numpy", "scipy", "onnx", "onnx-ir", "onnxruntime")
+    found = {name: installed_version(name) for name in packages}
+    return {"ccompile": __version__, "python": platform.python_version(), **found}

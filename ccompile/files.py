@@ -3,20 +3,16 @@
 Protobuf copies every byte field on the way in and out and refuses messages over 2 GiB. Here the reader walks the wire
 format once, takes the `raw_data` of big initializers as views of the file's one buffer, and parses the small rest; the
 writer emits the small rest and then each weight behind its own header. Weights are therefore held once.
-
-Wire format: a message is a run of (tag, payload), tag = field << 3 | type, varint-encoded; type 2 is length-delimited.
-Source: Protocol Buffers encoding; onnx.proto (ModelProto.graph 7, GraphProto.initializer 5, TensorProto.raw_data 9).
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import math
 import os
-import platform
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -25,19 +21,18 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 
-from ccompile.errors import CcompileError, ModelError
+from ccompile.disk import remove_stale, removed_on_failure, scratch_of, write_whole, writing
+from ccompile.errors import ModelError
+from ccompile.wire import GRAPH, INITIALIZER, LARGE, RAW_DATA, Buffer, header, split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from ccompile.core import Array
 
-Buffer = memoryview
-LARGE = 1024  # bytes: smaller weights stay inside the protobuf message, where shape inference sees their values
+Approve = Callable[[Path, Path | None], object]
 MESSAGE_LIMIT = 2**31 - 2**20  # bytes: protobuf's limit, less room for the rest of the message
 _ALIGN = 4096  # external data offsets: a page, so that runtimes can map them
-_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _PLAIN = frozenset(
     getattr(ir.DataType, name)
     for name in "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 FLOAT16 FLOAT DOUBLE".split()
@@ -48,92 +43,6 @@ assert sys.byteorder == "little", "ONNX stores little-endian weights; this machi
 def is_detachable(tensor: ir.TensorProtocol | None) -> bool:
     """Return whether a weight is large and of a plain numpy dtype, so that it can live outside the message."""
     return tensor is not None and tensor.dtype in _PLAIN and tensor.nbytes >= LARGE
-
-
-def _varint(buffer: Buffer, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = buffer[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a varint longer than 10 bytes")
-
-
-def _encode_varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _header(field: int, length: int) -> bytes:
-    return _encode_varint(field << 3 | _BYTES) + _encode_varint(length)
-
-
-def _fields(buffer: Buffer) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (field, start of the tag, start of the payload, end) for each field of a message; end <= len(buffer)."""
-    at, size = 0, len(buffer)
-    while at < size:
-        start = at
-        tag, at = _varint(buffer, at)
-        kind = tag & 7
-        if kind == _BYTES:
-            length, at = _varint(buffer, at)
-        elif kind == _VARINT:
-            length = _varint(buffer, at)[1] - at
-        elif kind in (_FIXED64, _FIXED32):
-            length = 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-        if at + length > size:
-            raise ValueError("a field runs past the end of the file")
-        yield tag >> 3, start, at, at + length
-        at += length
-
-
-def _split_tensor(buffer: Buffer) -> tuple[bytes, Buffer | None]:
-    """Return a serialised TensorProto without its raw_data, and the raw_data when it is large."""
-    raw: Buffer | None = None
-    kept: list[Buffer] = []
-    for field, start, payload, end in _fields(buffer):
-        if field == _RAW_DATA and end - payload >= LARGE:
-            raw = buffer[payload:end]
-        else:
-            kept.append(buffer[start:end])
-    return b"".join(kept), raw
-
-
-def split(buffer: Buffer) -> tuple[bytes, dict[int, Buffer]]:
-    """Return a serialised ModelProto without the raw_data of its large initializers, and those by initializer index.
-
-    Raises ValueError when the bytes are not a protobuf message.
-    """
-    rest: list[bytes | Buffer] = []
-    graph: list[bytes | Buffer] = []
-    weights: dict[int, Buffer] = {}
-    index = 0
-    for field, start, payload, end in _fields(buffer):
-        if field != _GRAPH:
-            rest.append(buffer[start:end])
-            continue
-        message = buffer[payload:end]
-        for inner, begin, content, stop in _fields(message):
-            if inner != _INITIALIZER:
-                graph.append(message[begin:stop])
-                continue
-            tensor, raw = _split_tensor(message[content:stop])
-            if raw is not None:
-                weights[index] = raw
-            index += 1
-            graph += [_header(_INITIALIZER, len(tensor)), tensor]
-    body = b"".join(graph)
-    return b"".join([*rest, _header(_GRAPH, len(body)), body]), weights
 
 
 def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer]]:
@@ -303,22 +212,23 @@ def write(
     weights: Mapping[str, ir.TensorProtocol],
     path: Path,
     limit: int = MESSAGE_LIMIT,
-    approve: Callable[[Path], None] = lambda path: None,
+    approve: Approve = lambda path, data: None,
 ) -> Path | None:
     """Write the model at `path`, whole or not at all; return the external data file when the size needs one.
 
-    approve: sees the finished file beside `path` before it takes its name; when it raises, nothing is changed.
+    approve: sees the finished file beside `path`, and its external data, just before it takes its name, and may put
+    what belongs to it in place; when it raises, nothing is changed.
     proto: its external placeholders name entries of `weights`. Over protobuf's 2 GiB the weights go to a file beside
     the model whose name carries their digest, so that a crash between the two renames never mixes two builds.
     Raises CcompileError when the disk is full or the folder is not writable; then nothing is changed.
     """
     remove_stale(path)
     if proto.ByteSize() + sum(tensor.nbytes for tensor in weights.values()) <= limit:
-        _whole(path, lambda out: _write_inline(proto, weights, out), approve)
+        write_whole(path, lambda out: _write_inline(proto, weights, out), lambda out: approve(out, None))
         _remove_data(path, None)
         return None
-    scratch = _scratch(path.with_name(path.name + ".data"))
-    with _disk(path), _removed_on_failure(scratch):
+    scratch = scratch_of(path.with_name(path.name + ".data"))
+    with writing(path), removed_on_failure(scratch):
         digest = _write_weights(proto, weights, scratch)
         data = path.with_name(f"{path.name}.{digest[:12]}.data")
         for tensor in proto.graph.initializer:
@@ -327,8 +237,9 @@ def write(
                     entry.value = data.name
         new = not data.exists()
         scratch.replace(data)
-    with _removed_on_failure(data) if new else contextlib.nullcontext():
-        _whole(path, lambda out: out.write(proto.SerializeToString(deterministic=True)), approve)
+    with removed_on_failure(data) if new else contextlib.nullcontext():
+        content = proto.SerializeToString(deterministic=True)
+        write_whole(path, lambda out: out.write(content), lambda out: approve(out, data))
     _remove_data(path, data)
     return data
 
@@ -355,12 +266,12 @@ def _write_inline(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtoco
         else:
             bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
             length = weight.nbytes
-            head = bare.SerializeToString(deterministic=True) + _header(_RAW_DATA, length)
-        head = _header(_INITIALIZER, len(head) + length) + head
+            head = bare.SerializeToString(deterministic=True) + header(RAW_DATA, length)
+        head = header(INITIALIZER, len(head) + length) + head
         pieces.append((head, weight))
         size += len(head) + length
     out.write(shell.SerializeToString(deterministic=True))
-    out.write(_header(_GRAPH, size))
+    out.write(header(GRAPH, size))
     out.write(graph)
     for head, weight in pieces:
         out.write(head)
@@ -395,75 +306,3 @@ def _write_weights(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtoc
         out.flush()
         os.fsync(out.fileno())
     return digest.hexdigest()
-
-
-def probe(path: Path) -> None:
-    """Raise CcompileError when a file cannot be put at `path`: not a regular file, or the folder is not writable."""
-    _refuse_special(path)
-    scratch = _scratch(path)
-    with _disk(path), _removed_on_failure(scratch):
-        scratch.open("wb").close()
-        scratch.unlink()
-
-
-def _refuse_special(path: Path) -> None:
-    """Refuse to replace a device, a pipe or a folder by a file (`-o /dev/null` as root would)."""
-    if path.exists() and not path.is_file():
-        raise CcompileError("it is there already and is no regular file", str(path), "Name another file.")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; raises CcompileError when the disk refuses."""
-    _whole(path, lambda out: out.write(text.encode()))
-
-
-def _scratch(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.ccompile-tmp")
-
-
-def _machine() -> str:
-    """Return the machine's or container's name: process numbers mean nothing on another one."""
-    return platform.node().replace(".", "_").replace("-", "_")
-
-
-def remove_stale(path: Path) -> None:
-    """Remove what killed runs left beside `path`; files of live processes stay."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}*.ccompile-tmp"):
-        machine, _, pid = left.name.split(".")[-2].rpartition("-")
-        alive = not Path("/proc").exists() or Path(f"/proc/{pid}").exists()
-        if machine == _machine() and pid.isdigit() and not alive:
-            left.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CcompileError(
-            f"cannot write: {error.strerror}", str(path), "Nothing was changed. Is there space, and permission?"
-        ) from error
-
-
-def _whole(
-    path: Path, fill: Callable[[IO[bytes]], object], approve: Callable[[Path], None] = lambda path: None
-) -> None:
-    """Fill a scratch file beside `path`, flush it to the disk, and rename it over `path`."""
-    _refuse_special(path)
-    scratch = _scratch(path)
-    with _disk(path), _removed_on_failure(scratch):
-        with scratch.open("wb") as out:
-            fill(out)
-            out.flush()
-            os.fsync(out.fileno())
-        approve(scratch)
-        scratch.replace(path)

@@ -22,7 +22,7 @@ from ccompile import files
 from ccompile.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ccompile.core import Array
 
@@ -244,7 +244,7 @@ def save(
     path: Path | str,
     metadata: Mapping[str, str] | None = None,
     limit: int = files.MESSAGE_LIMIT,
-    approve: Callable[[Path], None] = lambda path: None,
+    approve: files.Approve = lambda path, data: None,
 ) -> Path | None:
     """Write the model whole or not at all, with `metadata` added; return the external data file if there is one.
 

@@ -109,14 +109,25 @@ def _syntax(document: Document, error: yaml.MarkedYAMLError) -> SpecError:
     text = f"{error.context or ''} {error.problem or ''}"
     hint = next((hint for part, hint in _HINTS.items() if part in text), "")
     message = str(error.problem or error.context).removeprefix("but ")
+    if message.startswith(("expected <block end>", "expected '<document start>'")):
+        message, hint = _unexpected(document, place, message.rpartition("found ")[2].strip("'"))
     return SpecError.of([document.problem_at(place, (), f"not YAML: {message}", hint)])
+
+
+def _unexpected(document: Document, place: Mark, found: str) -> tuple[str, str]:
+    """Return message and hint for a token where a list or mapping should go on or end."""
+    if found in ("]", "}", ","):
+        return f"this `{found}` belongs to no bracket or brace", "Remove it, or open one before it."
+    line = next(iter(document.text.splitlines()[place.line - 1 :]), "")
+    if line[: place.column - 1].strip():
+        return "the value ends before this", "Quote the whole text, or remove the rest of the line."
+    hint = "Is this line indented as far as the others of its list or mapping?"
+    return "this line does not fit the indentation above it", hint
 
 
 _HINTS = {  # what the parser says -> what to do
     "\\t": "YAML indents with spaces, not with tabs.",
     "single document": "A spec is one document: remove the second `---`.",
-    "expected <block end>": "Is this line indented as far as the others of its list or mapping?",
-    "expected '<document start>'": "Is this line indented as far as the others of its list or mapping?",
     "mapping values are not allowed": "Is the line above complete? Quote text with a `: ` in it.",
     "could not find expected ':'": "Write `key: value`, with a space behind the colon.",
     "expected ',' or": "Is a bracket, brace or comma missing before this?",

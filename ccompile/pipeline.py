@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import collections
-import hashlib
-import platform
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import __version__, contracts, cost, files, graph, runtime, verify
+from ccompile import __version__, contracts, cost, disk, graph, runtime
 from ccompile import target as targets
 from ccompile.analysis.shapes import ValueType, infer
+from ccompile.comparison import class_axis, compare, rtol_of
 from ccompile.core import Comparison, Compression, CostReport, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
-from ccompile.errors import ContractError, ModelError, PassError, SpecError
+from ccompile.errors import ContractError, DataError, ModelError, PassError, Problem, SpecError
 from ccompile.evidence import (
     ComparisonRecord,
     CostRecord,
@@ -33,12 +32,15 @@ from ccompile.evidence import (
     SkipRecord,
     StepRecord,
     Verdict,
+    versions,
 )
+from ccompile.metrics import Metric, find_metric, measure, top1
+from ccompile.recording import Recording
 from ccompile.request import Request, check_paths, dump_name
-from ccompile.runtime import Feeds, Settings
+from ccompile.runtime import Feeds, Settings, Timing
+from ccompile.sites import SiteError, site_errors
 from ccompile.spec import Spec
 from ccompile.stats import Calibration
-from ccompile.verify import Metric, Recording, SiteError
 
 
 class Progress(Protocol):
@@ -89,7 +91,18 @@ class _Attempt:
     previous: Comparison | None = None
     source: Comparison | None = None
     sites: Sequence[SiteError] = ()
+    unmeasured: Mapping[Site, str] = field(default_factory=dict)
     broken: str = ""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the whole compile led to: why it failed, if it did, and what was measured at its end."""
+
+    failed: Sequence[str]
+    final: Comparison | None = None
+    gates: tuple[GateRecord, ...] = ()
+    race: Timing | None = None
 
 
 @dataclass
@@ -119,6 +132,9 @@ class _Run:
         self.shapes = {name: value.shape for name, value in self.single.items() if isinstance(value, np.ndarray)}
         self.metrics = _metrics(request.spec, self.data.verification, outputs)
         self.source_metrics = self._measure(outputs)
+        if undefined := [name for name, value in self.source_metrics.items() if math.isnan(value)]:
+            hint = "No gate can hold against it: look at the labels, and at what the metric divides by."
+            raise DataError.of(Problem(f"metric `{name}` is NaN on the source model", "", hint) for name in undefined)
         self.origin = self.state = self._state(self.source.model, outputs)
         self._note(self.origin.cost.notes)
         self.statistics = self._calibration()
@@ -151,13 +167,13 @@ class _Run:
         if len(expected) and len(expected) == len(outputs):
             pairs = zip(outputs, expected, strict=True)
             mine = [{name: found[name] for name in found if name in wanted} for found, wanted in pairs]
-            needed = verify.compare(mine, expected, self.samples).needed
+            needed = compare(mine, expected, self.samples).needed
             how = f"within relative L2 {needed.relative_l2:g}" if needed is not None else "NOT at all"
             self._note([f"the source reproduces the data's expected outputs {how}"])
         return outputs
 
     def _measure(self, outputs: Recording) -> dict[str, float]:
-        return verify.measure(self.metrics, outputs, self.labels)
+        return measure(self.metrics, outputs, self.labels)
 
     def types_of(self, model: ir.Model) -> dict[str, ValueType]:
         """Return the types of all values for one sample: inferred, and observed where inference does not know."""
@@ -183,6 +199,11 @@ class _Run:
         self._check_selectors(index, step, model)
         result = self._act(index, step, model)
         attempt = self._attempt(step, model, result)
+        if unmeasured := attempt.unmeasured:
+            site, reason = next(iter(unmeasured.items()))
+            share = f"{len(unmeasured)} of {len(unmeasured) + len(attempt.sites)} sites"
+            where = f"step {index + 1} {step.pass_name()}: bound not measured at {share}"
+            self._note([f"{where}, first {', '.join(site.nodes)}: {reason}"])
         verdict: Verdict = "kept"
         if attempt.broken:
             verdict = "reverted" if step.on_violation == "revert" else "failed"
@@ -235,8 +256,8 @@ class _Run:
     def _attempt(self, step: Pass, model: ir.Model, result: PassResult) -> _Attempt:
         before = self.state
         if not result.applied:
-            previous = verify.compare(before.outputs, before.outputs, self.samples)
-            source = verify.compare(before.outputs, self.origin.outputs, self.samples)
+            previous = compare(before.outputs, before.outputs, self.samples)
+            source = compare(before.outputs, self.origin.outputs, self.samples)
             return _Attempt(before, previous, source)
         if graph.signature(model) != graph.signature(self.source.model):
             return _Attempt(broken="the model's inputs or outputs are not what they were")
@@ -250,15 +271,17 @@ class _Run:
         except ModelError as error:
             return _Attempt(broken=str(error))
         self.verifying += time.perf_counter() - start
-        rtol = verify.rtol_of(step.tolerance)
-        previous = verify.compare(outputs, before.outputs, self.samples, rtol)
-        source = verify.compare(outputs, self.origin.outputs, self.samples, rtol)
+        rtol = rtol_of(step.tolerance)
+        previous = compare(outputs, before.outputs, self.samples, rtol)
+        source = compare(outputs, self.origin.outputs, self.samples, rtol)
         bounded = [site for site in result.applied if site.bound is not None]
-        sites = verify.site_errors(before.model, model, bounded, self.single, self.settings)
-        return _Attempt(self._state(model, outputs), previous, source, sites, contracts.broken(step, previous, sites))
+        sites, unmeasured = site_errors(before.model, model, bounded, self.single, self.settings)
+        broken = contracts.broken(step, previous, sites)
+        return _Attempt(self._state(model, outputs), previous, source, sites, unmeasured, broken)
 
     def _record(self, index: int, step: Pass, result: PassResult, attempt: _Attempt, verdict: Verdict) -> StepRecord:
-        measured = {error.site: error for error in attempt.sites}
+        errors = {error.site: error for error in attempt.sites}
+        sites = [SiteRecord.of(s, errors.get(s), attempt.unmeasured.get(s, "")) for s in result.applied]
         state = attempt.state
         nodes = list((state or self.state).model.graph)
         return StepRecord(
@@ -269,7 +292,7 @@ class _Run:
             tolerance=step.tolerance,
             verdict=verdict,
             reason=attempt.broken,
-            applied=tuple(_site_record(site, measured.get(site)) for site in result.applied),
+            applied=tuple(sites),
             skipped=tuple(SkipRecord(node=skip.node, reason=skip.reason) for skip in result.skipped),
             against_previous=None if attempt.previous is None else ComparisonRecord.of(attempt.previous),
             against_source=None if attempt.source is None else ComparisonRecord.of(attempt.source),
@@ -281,43 +304,43 @@ class _Run:
 
     def finish(self, start: float) -> Evidence:
         """Judge the gates, check the target, write model and evidence."""
-        request = self.request
-        gates_of = request.spec.gates
-        failed = [f"step {s.index} {s.name}: {s.reason}" for s in self.steps if s.verdict == "failed"]
-        gates: tuple[GateRecord, ...] = ()
-        final = race = None
-        if not failed:
-            if request.measure or gates_of.measured_seconds is not None:
-                race = runtime.race(self.state.model, self.source.model, self.single, request.threads or 1)
-            rtol = verify.rtol_of(gates_of.tolerance)
-            final = verify.compare(self.state.outputs, self.origin.outputs, self.samples, rtol)
-            metrics = (self.source_metrics, self._measure(self.state.outputs))
-            costs = (self.origin.cost.report, self.state.cost.report)
-            gates = tuple(contracts.gate_records(gates_of, *costs, final, metrics, race))
-            failed = [f"gate {gate.name}: {gate.detail}" for gate in gates if not gate.holds]
-        output = None if failed else self._write()
-        total = time.perf_counter() - start
-        timing: dict[str, Any] = {"steps": self.seconds, "verification": self.verifying, "total": total}
-        if race is not None:
-            timing["measured"] = vars(race)
-        evidence = self._evidence(failed, final, gates, output, timing)
-        files.write_text(request.evidence_path, evidence.text())
+        judged = self._judge()
+        if not judged.failed:
+            return self._write(lambda output: self._evidence(judged, output, start))
+        evidence = self._evidence(judged, None, start)
+        disk.write_text(self.request.evidence_path, evidence.text())
         return evidence
 
-    def _write(self) -> FileRecord:
-        """Write the model; it must fit the target, and the file must reproduce what was verified."""
+    def _judge(self) -> _Judged:
+        """Return which steps failed, or else which gates; nothing more is measured after a failed step."""
+        request, gates = self.request, self.request.spec.gates
+        if failed := [f"step {s.index} {s.name}: {s.reason}" for s in self.steps if s.verdict == "failed"]:
+            return _Judged(failed)
+        race = None
+        if request.measure or gates.measured_seconds is not None:
+            race = runtime.race(self.state.model, self.source.model, self.single, request.threads or 1)
+        final = compare(self.state.outputs, self.origin.outputs, self.samples, rtol_of(gates.tolerance))
+        metrics = (self.source_metrics, self._measure(self.state.outputs))
+        costs = (self.origin.cost.report, self.state.cost.report)
+        records = tuple(contracts.gate_records(gates, *costs, final, metrics, race))
+        return _Judged([f"gate {gate.name}: {gate.detail}" for gate in records if not gate.holds], final, records, race)
+
+    def _write(self, evidence_of: Callable[[FileRecord], Evidence]) -> Evidence:
+        """Write model and evidence; the model must fit the target, and its file reproduce what was verified.
+
+        The evidence takes its name just before the model: what stands at the output always has its evidence, and a
+        build that was cut short between the two is seen as not done.
+        """
         request, state = self.request, self.state
         problems = targets.check(state.model, request.spec.target, state.cost.report, state.cost.peak_node, state.types)
         if problems:
             raise ModelError.of(problems)
-        first = next(iter(self.data.verification.batches()))
-        recorded = next(iter(state.outputs))
+        made: list[Evidence] = []
 
-        def approve(path: Path) -> None:
-            written = runtime.run_file(path, first.feeds, self.settings)
-            if violations := verify.compare([written], [recorded], first.samples).exact_violations():
-                name, found = next(iter(violations.items()))
-                raise ContractError(f"the file written does not reproduce output `{name}`: {found[0]}", str(path))
+        def approve(path: Path, data: Path | None) -> None:
+            self._refuse_other(path)
+            made.append(evidence_of(FileRecord.of(request.output.name, path, data)))
+            disk.write_text(request.evidence_path, made[0].text())
 
         provenance = {
             "ccompile.version": __version__,
@@ -325,28 +348,29 @@ class _Run:
             "ccompile.spec": request.spec.digest,
             "ccompile.data": self.data.verification.digest,
         }
-        data = graph.save(state.model, request.output, provenance, approve=approve)
-        size = request.output.stat().st_size + (data.stat().st_size if data is not None else 0)
-        with request.output.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return FileRecord(name=request.output.name, digest=digest, bytes=size)
+        graph.save(state.model, request.output, provenance, approve=approve)
+        return made[0]
 
-    def _evidence(
-        self,
-        failed: Sequence[str],
-        final: Comparison | None,
-        gates: tuple[GateRecord, ...],
-        output: FileRecord | None,
-        timing: dict[str, Any],
-    ) -> Evidence:
+    def _refuse_other(self, path: Path) -> None:
+        """Refuse a file that does not reproduce the outputs that were verified, on the first batch."""
+        first = next(iter(self.data.verification.batches()))
+        written = runtime.run_file(path, first.feeds, self.settings)
+        again = compare([written], [next(iter(self.state.outputs))], first.samples)
+        for name, found in again.exact_violations().items():
+            if name not in again.unjudged:  # empty in this batch on both sides: nothing to reproduce
+                raise ContractError(f"the file written does not reproduce output `{name}`: {found[0]}", str(path))
+
+    def _evidence(self, judged: _Judged, output: FileRecord | None, start: float) -> Evidence:
         request = self.request
         name = Path(request.spec.name)
         size = name.stat().st_size if name.exists() else 0
-        verification = _data_record(self.data.verification)
-        assert verification is not None
+        total = time.perf_counter() - start
+        timing: dict[str, Any] = {"steps": self.seconds, "verification": self.verifying, "total": total}
+        if judged.race is not None:
+            timing["measured"] = vars(judged.race)
         return Evidence(
-            verdict="failed" if failed else "ok",
-            reason="\n".join(failed),
+            verdict="failed" if judged.failed else "ok",
+            reason="\n".join(judged.failed),
             source=FileRecord(name=request.model.name, digest=self.source.digest, bytes=self.source.size),
             output=output,
             spec=FileRecord(name=name.name, digest=request.spec.digest, bytes=size),
@@ -354,14 +378,14 @@ class _Run:
             seed=request.seed,
             versions=versions(),
             notes=tuple(self.notes),
-            calibration=_data_record(self.data.calibration),
-            verification=verification,
+            calibration=None if (given := self.data.calibration) is None else DataRecord.of(given),
+            verification=DataRecord.of(self.data.verification),
             source_cost=CostRecord.of(self.origin.cost.report),
             source_metrics=self.source_metrics,
             steps=tuple(self.steps),
-            final=None if final is None else ComparisonRecord.of(final),
+            final=None if judged.final is None else ComparisonRecord.of(judged.final),
             survey=cost.survey_metrics(self.origin.cost.report, self.state.cost.report),
-            gates=gates,
+            gates=judged.gates,
             timing=timing,
         )
 
@@ -400,22 +424,6 @@ def _compress(step: Compression, view: View) -> PassResult:
     return PassResult(tuple(step.apply_all(plan, view)), tuple(skipped))
 
 
-def _site_record(site: Site, error: SiteError | None) -> SiteRecord:
-    return SiteRecord(
-        nodes=site.nodes,
-        note=site.note,
-        bound=site.bound,
-        measured=None if error is None else error.gain,
-        relative_error=None if error is None else error.relative,
-    )
-
-
-def _data_record(data: DataSet | None) -> DataRecord | None:
-    if data is None:
-        return None
-    return DataRecord(source=data.source, digest=data.digest, samples=data.samples, notes=tuple(data.notes))
-
-
 def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]:
     """Return the metrics that the gates name; with labels and none named, top1 where an output has scores."""
     if spec.gates.metric and not data.has_labels:
@@ -423,14 +431,7 @@ def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]
             "gates.metric needs labels", spec.name, "Give `data.verification` a source with `labels: <key>`."
         )
     if spec.gates.metric:
-        return {name: verify.find_metric(name, spec.base) for name in spec.gates.metric}
+        return {name: find_metric(name, spec.base) for name in spec.gates.metric}
     values = next(iter(outputs)).values() if data.has_labels else ()
     scores = (value for value in values if isinstance(value, np.ndarray) and value.ndim == 2)
-    return {"top1": verify.top1} if any(verify.class_axis(value) is not None for value in scores) else {}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that results depend on."""
-    packages = ("numpy", "scipy", "onnx", "onnx-ir", "onnxruntime")
-    found = {name: installed_version(name) for name in packages}
-    return {"ccompile": __version__, "python": platform.python_version(), **found}
+    return {"top1": top1} if any(class_axis(value) is not None for value in scores) else {}

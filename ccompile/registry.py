@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import sys
 from typing import TYPE_CHECKING
 
 from ccompile.core import Pass
@@ -59,3 +60,8 @@ def find(name: str) -> type[Pass]:
     if name not in known:
         raise PassError(f"there is no pass `{name}`", hint=nearest(name, known).replace("It takes", "There are"))
     return known[name]
+
+
+def doc_of(kind: type[Pass]) -> str:
+    """Return the docstring of a pass's file: its reference."""
+    return (sys.modules[kind.__module__].__doc__ or "").strip()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ccompile import registry
 from ccompile.core import Pass
 from ccompile.cost import ModelCost
 from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, StepRecord
@@ -207,14 +207,9 @@ def comparison_table(record: ComparisonRecord, source: str) -> RenderableType:
     return Group(table(columns, rows, left=2), Text(f"on {record.samples} samples: {source}"))
 
 
-def doc_of(kind: type[Pass]) -> str:
-    """Return the docstring of a pass's file."""
-    return (sys.modules[kind.__module__].__doc__ or "").strip()
-
-
 def pass_page(kind: type[Pass]) -> str:
     """Return the reference page of a pass: its docstring, contract, order and options."""
-    lines = [f"{kind.pass_name()} ({kind.kind})", "", doc_of(kind), ""]
+    lines = [f"{kind.pass_name()} ({kind.kind})", "", registry.doc_of(kind), ""]
     if kind.after:
         lines += [f"Comes after: {', '.join(kind.after)}.", ""]
     lines.append("Options:")

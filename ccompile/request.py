@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccompile import files
+from ccompile import disk
 from ccompile.core import Pass
 from ccompile.errors import CcompileError
 from ccompile.spec import Spec
@@ -48,7 +48,7 @@ def check_paths(request: Request) -> None:
         for output, what in ((request.output, "the output"), (request.evidence_path, "the evidence")):
             if not output.parent.is_dir():
                 raise CcompileError(f"the folder of {what} does not exist", str(output.parent), "Make it first.")
-            files.probe(output)
+            disk.probe(output)
         if request.dump is not None:
             request.dump.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,11 +16,12 @@ import onnx_ir as ir
 
 from ccompile import graph, runtime
 from ccompile.analysis import linear
+from ccompile.comparison import class_axis
 from ccompile.core import Array
 from ccompile.errors import PassError
 from ccompile.moments import Layer, Moments
+from ccompile.recording import HELD_BYTES, Recording
 from ccompile.runtime import Feeds, Outputs, Settings
-from ccompile.verify import HELD_BYTES, Recording, class_axis
 
 ROWS = 32_768  # rows kept per layer: a seeded sample of all rows
 PROBE = 4  # every PROBE-th batch is kept out of `moments`, for `impact`: what a curve costs is measured on fresh inputs

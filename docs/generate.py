@@ -22,7 +22,7 @@ def pass_table(link: str) -> str:
     """Return the table of all passes in Markdown; `link` comes before each anchor."""
     rows = ["| pass | contract | what it does |", "|---|---|---|"]
     for name, kind in registry.passes().items():
-        rows.append(f"| [`{name}`]({link}#{name}) | {kind.kind} | {report.doc_of(kind).splitlines()[0]} |")
+        rows.append(f"| [`{name}`]({link}#{name}) | {kind.kind} | {registry.doc_of(kind).splitlines()[0]} |")
     return "\n".join(rows)
 
 
@@ -33,7 +33,7 @@ def pass_section(kind: type[Pass]) -> str:
         rows.append(f"| `{name}` | {kind_of.replace('|', 'or')} | {default} | {text.replace('|', chr(92) + '|')} |")
     order = f"\nComes after: {', '.join(f'`{name}`' for name in kind.after)}.\n" if kind.after else ""
     return (
-        f"## {kind.pass_name()}\n\n```text\n{report.doc_of(kind)}\n```\n{order}\nContract: {kind.kind}.\n\n"
+        f"## {kind.pass_name()}\n\n```text\n{registry.doc_of(kind)}\n```\n{order}\nContract: {kind.kind}.\n\n"
         + "\n".join(rows)
     )
 

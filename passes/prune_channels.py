@@ -31,7 +31,8 @@ from ccompile import fitting, graph, surgery
 from ccompile.analysis import cuts, linear
 from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.cuts import Reader
-from ccompile.core import Array, Choice, Compression, Declaration, Kind, Site, Skip, Statistics, View
+from ccompile.core import Array, Choice, Compression, Kind, Site, Skip, Statistics, View
+from ccompile.declaration import Declaration
 from ccompile.errors import PassError
 from ccompile.fitting import WIDEST, Was
 from ccompile.moments import Layer, Moments

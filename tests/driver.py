@@ -14,9 +14,9 @@ import onnx_ir as ir
 from ccompile import graph, pipeline, runtime, target
 from ccompile.data import Batch, Data, DataSet
 from ccompile.graph import Source
+from ccompile.recording import Recording
 from ccompile.request import Request
 from ccompile.spec import Gates, Spec
-from ccompile.verify import Recording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -21,7 +21,7 @@ import yaml
 from builders import mlp
 from runs import TIDY, Run, command, environment, scratch_files, spawn
 
-from ccompile import spec
+from ccompile import graph, spec
 from ccompile.errors import CcompileError
 
 OLD = b"the previous output"
@@ -259,20 +259,31 @@ def test_output_that_cannot_be_written_is_refused(digits: Path, run: Run, place:
     assert (digits / "pipe").is_fifo()
 
 
-def test_full_disk_leaves_the_previous_output_whole(digits: Path) -> None:
-    (digits / "out.onnx").write_bytes(OLD)
-    limited = "ulimit -f 100; trap '' XFSZ; exec " + " ".join(
-        command("digits.onnx", "-s", "tidy.yaml", "-o", "out.onnx", "--threads", 1)
-    )
+def full_disk(folder: Path, kib: int, model: str) -> str:
+    """Compile over a previous output where files end at `kib` KiB; return what was said after nothing was changed."""
+    (folder / "out.onnx").write_bytes(OLD)
+    arguments = command(model, "-s", "tidy.yaml", "-o", "out.onnx", "--threads", 1)
+    limited = f"ulimit -f {kib}; trap '' XFSZ; exec " + " ".join(arguments)
     ended = subprocess.run(
-        ["bash", "-c", limited], cwd=digits, env=environment(), capture_output=True, text=True, timeout=60
+        ["bash", "-c", limited], cwd=folder, env=environment(), capture_output=True, text=True, timeout=60
     )
     assert (ended.returncode, "Traceback" in ended.stderr) == (2, False), ended.stderr
-    assert "cannot write: File too large" in ended.stderr
-    assert "out.onnx" in ended.stderr
-    assert (digits / "out.onnx").read_bytes() == OLD
-    assert scratch_files(digits) == []
-    assert not (digits / "out.onnx.evidence.json").exists()
+    assert (folder / "out.onnx").read_bytes() == OLD
+    assert scratch_files(folder) == []
+    assert not (folder / "out.onnx.evidence.json").exists()
+    return ended.stderr
+
+
+def test_full_disk_leaves_the_previous_output_whole(digits: Path) -> None:
+    assert "out.onnx: cannot write: File too large" in full_disk(digits, 100, "digits.onnx")
+
+
+def test_disk_that_is_full_for_the_evidence_only_leaves_the_previous_output_too(tmp_path: Path) -> None:
+    graph.save(mlp(0), tmp_path / "small.onnx")
+    steps = ", ".join(["tidy-graph"] * 9)
+    data = "data: {verification: {synthetic: {}, samples: 2}}"
+    (tmp_path / "tidy.yaml").write_text(f"version: 1\n{data}\npasses: [{steps}]\n")
+    assert "out.onnx.evidence.json: cannot write: File too large" in full_disk(tmp_path, 8, "small.onnx")
 
 
 @pytest.mark.parametrize(

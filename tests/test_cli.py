@@ -233,6 +233,18 @@ def test_inspecting_for_an_unknown_target_suggests_one(digits: Path, run: Run) -
 # ---------------------------------------------------------------------------------------------- diff, check
 
 
+def test_limits_that_promise_nothing_are_refused_in_the_words_of_a_spec(digits: Path, run: Run) -> None:
+    model = digits / "digits.onnx"
+    ended = run("check", model, "--against", model, "--atol", "-1", "--relative-l2", "nan", "--cosine", "1")
+    assert ended.code == 2
+    assert ended.err.splitlines() == [
+        "error: --atol: should be greater than or equal to 0, got `-1.0`",
+        "  `atol`: largest absolute difference of an element (>= 0).",
+        "--relative-l2: should be a finite number, got `.nan`",
+        "  `relative_l2`: |a - b| / |b| over all elements of an output (>= 0).",
+    ]
+
+
 def test_diff_of_a_model_with_itself_says_equal(digits: Path, run: Run) -> None:
     ended = run("diff", digits / "digits.onnx", digits / "digits.onnx")
     assert ended.code == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from ccompile import verify
+from ccompile.comparison import compare
 from ccompile.core import CostReport, Tolerance
 from ccompile.errors import DataError
 from ccompile.evidence import ComparisonRecord, CostRecord, DataRecord, Evidence, FileRecord, GateRecord, StepRecord
@@ -23,7 +23,7 @@ COST = CostRecord.of(CostReport(1, 1, 1, 1, 1, 1, 1, 1, 0.5))
 
 def comparison() -> Comparison:
     """Against zeros: relative L2 and SQNR are infinite."""
-    return verify.compare([{"y": np.ones(2, np.float32)}], [{"y": np.zeros(2, np.float32)}], 2)
+    return compare([{"y": np.ones(2, np.float32)}], [{"y": np.zeros(2, np.float32)}], 2)
 
 
 def evidence(**changes: Any) -> Evidence:

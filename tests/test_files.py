@@ -13,7 +13,7 @@ import pytest
 from builders import conv_bn_net, mlp
 from onnx import TensorProto, helper, numpy_helper
 
-from ccompile import files, graph, runtime
+from ccompile import files, graph, runtime, wire
 from ccompile.errors import CcompileError, ModelError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def test_a_large_weight_is_a_view_of_the_one_buffer_read(tmp_path: Path) -> None
     proto = add_model(numpy_helper.from_array(W, "w"))
     skeleton, weights, (buffer,) = files.read(written(tmp_path, proto))
     assert np.shares_memory(weights["w"], np.frombuffer(buffer, np.uint8))
-    assert skeleton.ByteSize() < files.LARGE
+    assert skeleton.ByteSize() < wire.LARGE
 
 
 def test_weights_in_typed_fields_are_read(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_weights_in_typed_fields_are_read(tmp_path: Path) -> None:
 
 def test_the_wire_format_is_split_and_whole_again() -> None:
     proto = add_model(numpy_helper.from_array(W, "w"), numpy_helper.from_array(W[0], "b"))
-    skeleton, weights = files.split(memoryview(proto.SerializeToString()))
+    skeleton, weights = wire.split(memoryview(proto.SerializeToString()))
     back = onnx.ModelProto.FromString(skeleton)
     assert list(weights) == [0]
     back.graph.initializer[0].raw_data = bytes(weights[0])
@@ -286,7 +286,8 @@ def test_a_model_that_is_not_approved_changes_nothing(tmp_path: Path, limit: int
     graph.save(mlp(0), path, limit=limit)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def refuse(found: Path) -> None:
+    def refuse(found: Path, data: Path | None) -> None:
+        assert (data is not None and data.exists()) == (limit == 100)
         outputs(found)  # it is complete, and beside the model that it will replace
         raise ModelError("no")
 

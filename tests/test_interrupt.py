@@ -17,11 +17,11 @@ from runs import command, environment, scratch_files, spawn
 OLD = b"the previous output"
 ARGUMENTS = ("digits.onnx", "-s", "tidy.yaml", "-o", "out.onnx", "--threads", 1)
 
-# A compile that tells when it has come to `place` and waits there: files.<place> is called once and then sleeps.
+# A compile that tells when it has come to `place` and waits there: `place` is called once and then sleeps.
 STALLED = """
     import sys, time
     from pathlib import Path
-    from ccompile import cli, files, pipeline
+    from ccompile import cli, disk, files, pipeline
 
     def stall(*arguments, **options):
         Path("reached").touch()
@@ -57,7 +57,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-@pytest.mark.parametrize("place", ["pipeline._Run._act", "files._write_inline", "files.os.fsync"])
+@pytest.mark.parametrize("place", ["pipeline._Run._act", "files._write_inline", "disk.os.fsync", "disk.write_text"])
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_compile_leaves_the_previous_output(
     digits: Path, place: str, sent: signal.Signals, code: int
@@ -91,7 +91,7 @@ def test_interrupt_at_any_moment_ends_with_its_code(digits: Path) -> None:
         assert scratch_files(digits) == []
 
 
-@pytest.mark.parametrize("place", ["files._write_inline", "files.os.fsync"])
+@pytest.mark.parametrize("place", ["files._write_inline", "disk.os.fsync", "disk.write_text"])
 def test_killed_compile_leaves_the_previous_output_and_the_next_one_cleans_up(digits: Path, place: str) -> None:
     process = started(digits, place)
     process.kill()
@@ -104,18 +104,18 @@ def test_killed_compile_leaves_the_previous_output_and_the_next_one_cleans_up(di
 
 
 def test_scratch_files_of_the_living_and_of_other_machines_stay(digits: Path) -> None:
-    from ccompile import files
+    from ccompile import disk
 
-    mine = files._scratch(digits / "out.onnx")
+    mine = disk.scratch_of(digits / "out.onnx")
     dead = subprocess.Popen(["true"])
     dead.wait()
     alive, gone, elsewhere = (
         mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{pid}.")) for pid in (os.getpid(), dead.pid, 1)
     )
-    elsewhere = gone.with_name(gone.name.replace(files._machine(), "another"))
+    elsewhere = gone.with_name(gone.name.replace(disk._machine(), "another"))
     for path in (alive, gone, elsewhere):
         path.touch()
-    files.remove_stale(digits / "out.onnx")
+    disk.remove_stale(digits / "out.onnx")
     assert [path.exists() for path in (alive, gone, elsewhere)] == [True, False, True]
 
 
@@ -123,12 +123,12 @@ def test_names_that_look_like_patterns_are_cleaned_up_too(digits: Path) -> None:
     out = digits / "out[1]**.onnx"
     process = subprocess.Popen(["true"])
     process.wait()
-    from ccompile import files
+    from ccompile import disk
 
-    left = files._scratch(out)
+    left = disk.scratch_of(out)
     left = left.with_name(left.name.replace(f"-{os.getpid()}.", f"-{process.pid}."))
     left.touch()
-    files.remove_stale(out)
+    disk.remove_stale(out)
     assert not left.exists()
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 import pytest
 
-from ccompile import graph, runtime, verify
+from ccompile import graph, runtime
+from ccompile.comparison import compare
 from ccompile.core import PassResult, Rewrite, View
 from ccompile.errors import ModelError
 from ccompile.passes.fold_batchnorm import FoldBatchnorm
@@ -87,7 +88,7 @@ def stored(case: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
 
 def differences(mine: Outputs, theirs: Outputs) -> dict[str, list[str]]:
     """What is more than float reordering; nothing can differ between empty outputs of one shape."""
-    found = verify.compare([mine], [theirs], 1)
+    found = compare([mine], [theirs], 1)
     empty = {output.name for output in found.outputs if not output.elements and not output.problem}
     return {name: broken for name, broken in found.exact_violations().items() if name not in empty}
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ccompile import graph, registry, runtime, spec
 from ccompile.core import Kind, PassResult, Rewrite, Site, View
-from ccompile.errors import CcompileError, ContractError, ModelError, PassError, SpecError
+from ccompile.errors import CcompileError, ContractError, DataError, ModelError, PassError, SpecError
 from ccompile.evidence import Evidence
 from ccompile.pipeline import compile_model
 from ccompile.request import Request
@@ -121,6 +121,21 @@ def test_a_held_contract_writes_the_model(tmp_path: Path) -> None:
     assert [step.verdict for step in evidence.steps] == ["kept"]
 
 
+def test_an_output_that_is_empty_on_every_sample_cannot_be_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = builders.Net(0)
+    x = net.input("x", ["N", 6])
+    found = net.node("NonZero", net.node("Mul", x, net.constant(np.zeros(6, np.float32)), name="mask"), name="where")
+    model = net.model(net.dense(x, "fc", 6, 3), found)
+    plant(monkeypatch, lambda view: None)
+    evidence = run(tmp_path, model, ["planted"])
+    assert failed_without_output(evidence, tmp_path)
+    said = "output `where_out` cannot be judged: it is empty on all 8 samples; real verification data may fill it"
+    assert said in evidence.reason
+    assert "First site" not in evidence.reason
+
+
 def test_steps_after_a_failure_do_not_run(tmp_path: Path) -> None:
     step = {"split-svd": {"rank": 1, "tolerance": {"relative_l2": 1e-9}}}
     assert len(run(tmp_path, builders.mlp(0), [step, "tidy-graph"]).steps) == 1
@@ -185,6 +200,19 @@ def test_a_bounded_pass_is_held_to_its_own_bound(
     assert evidence.verdict == verdict
     assert ("site fc2 broke its own bound" in evidence.reason) == (verdict == "failed")
     assert evidence.steps[0].applied[0].measured == pytest.approx(0.5 * math.sqrt(16) / 5, rel=0.9)
+
+
+def test_a_bound_that_could_not_be_measured_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def edit(view: View) -> PassResult:
+        seen = Site(("fc1",), input="x", output="fc1_out", bound=1)
+        return PassResult((seen, Site(("fc2",), "halved", input="gone", output="fc2_out", bound=1)))
+
+    plant(monkeypatch, edit, "bounded")
+    evidence = run(tmp_path, builders.mlp(0), ["planted"])
+    assert evidence.verdict == "ok"
+    reason = "the graph before the step has no value `gone`"
+    assert [site.note for site in evidence.steps[0].applied] == ["", f"halved; bound not measured: {reason}"]
+    assert f"step 1 planted: bound not measured at 1 of 2 sites, first fc2: {reason}" in evidence.notes
 
 
 # ---------------------------------------------------------------------------------------------- broken graphs
@@ -351,13 +379,25 @@ def test_a_metric_gate_without_labels_is_refused(tmp_path: Path) -> None:
     assert written(tmp_path) == set()
 
 
-def test_a_metric_that_is_nan_breaks_its_gate_and_the_evidence_stays_readable(tmp_path: Path) -> None:
+def test_a_metric_that_is_nan_on_the_result_breaks_its_gate_and_the_evidence_stays_readable(tmp_path: Path) -> None:
     model = builders.mlp(0)
-    (tmp_path / "task.py").write_text("def f(outputs, labels):\n    return float('nan')\n")
+    lines = ["seen = []", "def f(outputs, labels):", "    seen.append(0)", "    return float('nan') if seen[1:] else 1"]
+    (tmp_path / "task.py").write_text("\n".join(lines))
     gates = {"metric": {"task:f": {"drop": 1}}}
     evidence = run(tmp_path, model, ["fold-batchnorm"], labelled(tmp_path, model), gates=gates)
     assert evidence.verdict == "failed"
-    assert Evidence.read(tmp_path / "out.onnx.evidence.json").source_metrics == {"task:f": None}
+    assert not (tmp_path / "out.onnx").exists()
+    assert Evidence.read(tmp_path / "out.onnx.evidence.json").steps[0].metrics == {"task:f": None}
+
+
+def test_a_metric_that_is_nan_on_the_source_is_refused(tmp_path: Path) -> None:
+    model = builders.mlp(0)
+    (tmp_path / "task.py").write_text("def f(outputs, labels):\n    return float('nan')\n")
+    gates = {"metric": {"task:f": {"min": 0}, "top1": {"min": 0}}}
+    with pytest.raises(DataError, match="metric `task:f` is NaN on the source model") as caught:
+        run(tmp_path, model, ["fold-batchnorm"], labelled(tmp_path, model), gates=gates)
+    assert len(caught.value.problems) == 1
+    assert not any(path.name.startswith("out.onnx") for path in tmp_path.iterdir())
 
 
 def test_the_measured_gate_runs_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,6 +497,14 @@ def test_the_file_that_does_not_reproduce_what_was_verified_is_not_kept(
     assert request.output.read_bytes() == b"the previous build"
     assert written(tmp_path) == {"out.onnx"}
     assert compile_model(request).verdict == "ok"
+
+
+def test_an_output_that_is_empty_in_the_first_batch_only_is_reproduced(tmp_path: Path) -> None:
+    net = builders.Net(0)
+    model = net.model(net.node("NonZero", net.input("x", ["N", 4]), name="where"))
+    np.savez(tmp_path / "v.npz", x=np.repeat(np.arange(2, dtype=np.float32), 4)[:, None] * np.ones(4, np.float32))
+    data = {"verification": {"npz": "v.npz", "batch": 4}}
+    assert run(tmp_path, model, ["fold-batchnorm"], data).verdict == "ok"
 
 
 def test_dumped_steps_load_and_show_each_step(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from ccompile import graph, runtime, verify
+from ccompile import graph, runtime
+from ccompile.comparison import compare
 from ccompile.core import Array, Tolerance, View
 from ccompile.errors import ModelError
 from ccompile.passes.tidy_graph import TidyGraph
@@ -61,12 +62,12 @@ def test_4_bit_weights_and_inputs_run() -> None:
 def test_floats_are_compared_as_floats_whatever_their_width(dtype: str) -> None:
     kind = getattr(ml_dtypes, dtype, dtype)
     a, b = np.array([1.0, 2.0, np.nan], kind), np.array([1.0, 2.5, np.nan], kind)
-    (same,) = verify.compare([{"y": a}], [{"y": a}], 1).outputs
-    (other,) = verify.compare([{"y": a}], [{"y": b}], 1).outputs
+    (same,) = compare([{"y": a}], [{"y": a}], 1).outputs
+    (other,) = compare([{"y": a}], [{"y": b}], 1).outputs
     assert (same.mismatches, same.max_abs) == (0, 0)
     assert (other.mismatches, other.max_abs) == (0, 0.5)
     assert not other.violations(Tolerance(atol=0.5))
-    (lost,) = verify.compare([{"y": a}], [{"y": np.ones(3, kind)}], 1).outputs
+    (lost,) = compare([{"y": a}], [{"y": np.ones(3, kind)}], 1).outputs
     assert lost.mismatches == 1
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from ccompile.core import Declaration
+from ccompile.declaration import Declaration
 
 SourceKind = Literal["npz", "test_data", "images", "synthetic"]
 KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
