@@ -196,7 +196,8 @@ class PruneChannels(Compression):
                         forms[reader.layer.name] = reader.layer
             return stats.moments(view.model, list(forms.values()))
 
-        return view.once("moments", observe)
+        moments: Mapping[str, Moments] = view.once("moments", observe)
+        return moments
 
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
         """Return the choice that `layers`, `keep` or `error` ask for."""
