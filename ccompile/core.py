@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from ccompile.moments import Layer, Moments
+from ccompile.moments import ChannelMoments, Layer, Moments
 
 Array = npt.NDArray[Any]
 Kind = Literal["exact", "bounded", "lossy"]
@@ -266,7 +266,14 @@ class Chain(Protocol):
     """A walk through the source and a graph under work, layer by layer in topological order."""
 
     def moments(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:
-        """Return the layer's current inputs' moments with the source's outputs as targets."""
+        """Return the layer's current inputs' moments with the source's outputs as targets.
+
+        Raises PassError when the source has no value to fit to.
+        """
+        ...
+
+    def channels(self, node: str, value: str, target: str) -> ChannelMoments:
+        """Return the moments per channel of what a node reads now, with the source's `target` as target."""
         ...
 
 
