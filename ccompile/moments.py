@@ -114,13 +114,13 @@ class Moments:
         return self.variance_y * self.rows
 
     def add(self, x: Array, y: Array, seen: int, wide: bool) -> None:
-        """Add rows x[g, r, d], y[g, r, o] out of `seen`; `wide` keeps the rows."""
+        """Add rows x[g, r, d], y[g, r, o] out of `seen`; `wide` in the first call keeps the rows of all calls."""
         first = not self.rows
         self.rows += x.shape[1]
         self.seen += seen
         sums = (x.sum(1), y.sum(1), np.square(y).sum(1))
         self.sx, self.sy, self.yy = sums if first else (self.sx + sums[0], self.sy + sums[1], self.yy + sums[2])
-        if wide:
+        if wide if first else self.x is not None:
             self.x = x if self.x is None else np.concatenate([self.x, x], 1)
             self.y = y if self.y is None else np.concatenate([self.y, y], 1)
             return

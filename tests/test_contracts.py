@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 # Passes that find nothing to do in a net of the zoo; every other pair must act, or the net tests nothing.
 IDLE = {
     "fold-batchnorm": {"mlp", "residual", "shared_weights", "capturing", "transformer", "quantised"},
-    "prune-channels": {"shared_weights", "capturing"},
+    "prune-channels": {"shared_weights", "capturing", "quantised"},
     "repair": set(builders.ZOO),  # it has the source before it: tests/test_repair.py damages it first
     "split-svd": {"shared_weights", "upsampling"},
     "tidy-graph": set(builders.ZOO) - {"open", "transformer"},
