@@ -207,6 +207,17 @@ def test_a_layer_before_a_residual_sum_makes_up_for_the_other_path() -> None:
     assert relative_l2(run) < 1e-5
 
 
+def test_a_layer_with_more_columns_than_rows_meets_all_its_rows() -> None:
+    net = Net(5)
+    source = net.model(net.dense(net.input("x", ["N", 20]), "fc", 20, 4))
+    calibration = rows(source, 9)
+    now = with_weights(source, fc_w=np.random.default_rng(0).standard_normal((4, 20)))
+    run = after(source, now, calibration, methods=["refit"], ridge=0.0)
+    assert run.statistics is not None
+    assert run.statistics.impact(now) > 0.1
+    assert run.statistics.impact(run.model) < 1e-9
+
+
 # ---------------------------------------------------------------------------------------------- never worse
 
 
@@ -295,6 +306,14 @@ def test_a_layer_whose_output_the_source_lacks_is_left() -> None:
     graph.node_named(now.graph, "fc1").outputs[0].name = "new"
     run = after(source, now, rows(source, 60))
     assert reasons(run) == {"fc1": "the source has no value `new` to fit to"}
+
+
+def test_a_bias_that_differs_between_rows_is_left() -> None:
+    net = Net(5)
+    x = net.input("x", [3, 6])
+    source = net.model(net.node("Gemm", x, net.weight("fc.w", (6, 4)), net.weight("fc.b", (3, 4)), name="fc"))
+    now = with_weights(source, fc_w=weight(source, "fc", 1) * 2)
+    assert reasons(after(source, now)) == {"fc": "its bias is not one constant per channel"}
 
 
 def test_a_normalisation_without_the_method_is_left() -> None:
