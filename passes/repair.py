@@ -114,7 +114,7 @@ class Repair(Rewrite):
             return fixed or f"it has nothing that {', '.join(self.methods)} could change"
         moments = chain.moments(form)
         W0, b0 = linear.matrix(node, form), linear.bias(node, form)
-        dtype = np.asarray(graph.constant(node.inputs[form.weight])).dtype
+        dtype = linear.matrix_dtype(node, form)
         assert b0 is not None
         W, b, best, used = W0, b0, (start := fitting.lost(moments, W0, b0)), []
         if start * float(moments.power.sum()) <= _rounding(dtype) * float(moments.yy.sum()):

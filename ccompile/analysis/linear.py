@@ -107,6 +107,13 @@ def matrix(node: ir.Node, form: Layer) -> Array:
     return (W if form.wide else W.T)[None] * alpha
 
 
+def matrix_dtype(node: ir.Node, form: Layer) -> np.dtype[Any]:
+    """Return the type of the weight."""
+    stored = graph.constant(node.inputs[form.weight])
+    assert stored is not None
+    return stored.dtype
+
+
 def bias(node: ir.Node, form: Layer) -> Array | None:
     """Return the bias as [groups, out] in float64, zeros without one; None when it is not one number per channel."""
     channels = form.groups * form.out
