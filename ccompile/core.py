@@ -13,7 +13,7 @@ import onnx_ir as ir
 from pydantic import Field, model_validator
 
 from ccompile.declaration import Declaration
-from ccompile.moments import Layer, Moments
+from ccompile.moments import ChannelMoments, Layer, Moments
 from ccompile.selectors import Facts, SelectorOption
 
 Array = npt.NDArray[Any]
@@ -245,7 +245,14 @@ class Chain(Protocol):
     """A walk through the source and a graph under work, layer by layer in topological order."""
 
     def moments(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:
-        """Return the layer's current inputs' moments with the source's outputs as targets."""
+        """Return the layer's current inputs' moments with the source's outputs as targets.
+
+        Raises PassError when the source has no value to fit to.
+        """
+        ...
+
+    def channels(self, node: str, value: str, target: str) -> ChannelMoments:
+        """Return the moments per channel of what a node reads now, with the source's `target` as target."""
         ...
 
 

@@ -45,9 +45,21 @@ def forms(model: ir.Model) -> dict[str, Was]:
     return {name: Was(form) for name, form in found if isinstance(form, Layer)}
 
 
+def refusal(node: ir.Node, form: Layer) -> str:
+    """Return why a layer cannot be fitted at all, or nothing."""
+    if form.columns > WIDEST:
+        return f"it has more than {WIDEST} columns per group"
+    weight = graph.constant(node.inputs[form.weight])
+    if weight is None or not (weight.dtype.kind == "f" or weight.dtype.name == "bfloat16"):
+        return "its weight is not of a float type"
+    if form.op != "MatMul" and linear.bias(node, form) is None:
+        return "its bias is not one constant per channel"
+    return ""
+
+
 def is_fittable(node: ir.Node, form: Layer) -> bool:
     """Return whether a layer's weight can be replaced by a fitted one: plain, read once, not too wide."""
-    return form.columns <= WIDEST and not graph.weight_refusal(node.inputs[form.weight])
+    return not refusal(node, form) and not graph.weight_refusal(node.inputs[form.weight])
 
 
 def refit(
@@ -69,32 +81,51 @@ def refit(
 
 
 def _refit_layer(node: ir.Node, form: Layer, moments: Moments, ridge: float | None) -> Refitted:
-    W0 = linear.matrix(node, form)
-    bias = linear.bias(node, form) if form.op != "MatMul" else None
-    W = np.stack([_fit(moments, index, W0[index], ridge, bias is not None) for index in range(form.groups)])
-    if bias is None:
-        b0 = b = np.zeros((form.groups, form.out))
-    else:
-        b0, b = bias, moments.mean_y - np.einsum("god,gd->go", W, moments.mean_x)
-    before, after = (_lost(moments, weight, offset) for weight, offset in ((W0, b0), (W, b)))
+    W0, b0 = linear.matrix(node, form), linear.bias(node, form)
+    assert b0 is not None
+    W, b = solve(moments, W0, b0, ridge)
+    before, after = lost(moments, W0, b0), lost(moments, W, b)
     if after > before:
         return Refitted(form.name, before, before)
-    linear.store(node, form, W, None if bias is None else b)
+    linear.store(node, form, W, None if form.op == "MatMul" else b)
     return Refitted(form.name, before, after)
 
 
-def _lost(moments: Moments, W: Array, b: Array) -> float:
+def solve(moments: Moments, W0: Array, b0: Array, ridge: float | None) -> tuple[Array, Array]:
+    """Return the fitted W[g, o, d] and b[g, o]; a MatMul has no bias: its b is b0."""
+    centred = moments.layer.op != "MatMul"
+    W = np.stack([_fit(moments, index, W0[index], ridge, centred) for index in range(moments.layer.groups)])
+    return W, moments.mean_y - np.einsum("god,gd->go", W, moments.mean_x) if centred else b0
+
+
+def lost(moments: Moments, W: Array, b: Array) -> float:
     """Return E|Y - W X - b|^2 over the target's variance."""
     power = max(float(moments.power.sum()), 1e-30)
     if moments.x is not None and moments.y is not None:
-        predicted = np.einsum("grd,god->gro", moments.x, W) + b[:, None]
+        predicted = moments.x @ W.transpose(0, 2, 1) + b[:, None]
         return float(np.square(moments.y - predicted).sum()) / power
     assert moments.xx is not None
     assert moments.yx is not None
     n = moments.rows
-    quadratic = np.einsum("god,gde,goe->", W, moments.xx, W) - 2 * (W * moments.yx).sum() + moments.yy.sum()
+    quadratic = ((W @ moments.xx - 2 * moments.yx) * W).sum() + moments.yy.sum()
     linear_part = 2 * (b * (np.einsum("god,gd->go", W, moments.sx) - moments.sy)).sum() + n * np.square(b).sum()
     return max(float(quadratic + linear_part), 0.0) / power
+
+
+def affine(moments: Moments, W: Array, b: Array, shrink: float) -> tuple[Array, Array]:
+    """Return g W, g b + t with the per-channel g y + t nearest the target; see least_squares.affine_repair.
+
+    shrink 0 only moves the means. A MatMul has no bias: its slope runs through the origin.
+    """
+    n, (H, C) = moments.rows, moments.centred()
+    mean, target = np.einsum("god,gd->go", W, moments.mean_x) + b, moments.mean_y
+    variance, covariance = ((W @ H) * W).sum(-1) / n, (W * C).sum(-1) / n
+    variance = np.where(variance > 1e-12 * np.square(mean), variance, 0.0)  # below is what rounding leaves of none
+    if moments.layer.op == "MatMul":
+        variance, covariance = variance + np.square(mean), covariance + mean * target
+        mean = target = np.zeros_like(b)
+    g, t = least_squares.affine_repair(mean, variance, covariance, target, shrink)
+    return g[:, :, None] * W, g * b + t
 
 
 def _fit(moments: Moments, index: int, W0: Array, ridge: float | None, centred: bool) -> Array:

@@ -38,6 +38,33 @@ class Layer:
 
 
 @dataclass
+class ChannelMoments:
+    """Raw moments per channel (axis 1) of a value x against a target y, in float64: of a normalisation, say."""
+
+    count: int = 0  # per channel
+    sums: Array = field(default_factory=lambda: np.zeros((5, 0)))  # of x, y, x^2, y^2, x y
+
+    def add(self, x: Array, y: Array) -> None:
+        """Add a batch x[n, c, ...], y[n, c, ...]."""
+        flat = (np.moveaxis(value, 1, 0).reshape(value.shape[1], -1).astype(np.float64) for value in (x, y))
+        a, b = flat
+        found = np.stack([a.sum(1), b.sum(1), np.square(a).sum(1), np.square(b).sum(1), (a * b).sum(1)])
+        self.sums = self.sums + found if self.count else found
+        self.count += a.shape[1]
+
+    @property
+    def means(self) -> tuple[Array, Array]:
+        """Return the means of x and y."""
+        return self.sums[0] / self.count, self.sums[1] / self.count
+
+    @property
+    def spread(self) -> tuple[Array, Array, Array]:
+        """Return the variances of x and y and their covariance."""
+        (x, y), (xx, yy, xy) = self.means, self.sums[2:] / self.count
+        return np.maximum(xx - np.square(x), 0.0), np.maximum(yy - np.square(y), 0.0), xy - x * y
+
+
+@dataclass
 class Moments:
     """Raw moments of one layer over sampled rows, per group, in float64; y is the target's output.
 
@@ -87,13 +114,13 @@ class Moments:
         return self.variance_y * self.rows
 
     def add(self, x: Array, y: Array, seen: int, wide: bool) -> None:
-        """Add rows x[g, r, d], y[g, r, o] out of `seen`; `wide` keeps the rows."""
+        """Add rows x[g, r, d], y[g, r, o] out of `seen`; `wide` in the first call keeps the rows of all calls."""
         first = not self.rows
         self.rows += x.shape[1]
         self.seen += seen
         sums = (x.sum(1), y.sum(1), np.square(y).sum(1))
         self.sx, self.sy, self.yy = sums if first else (self.sx + sums[0], self.sy + sums[1], self.yy + sums[2])
-        if wide:
+        if wide if first else self.x is not None:
             self.x = x if self.x is None else np.concatenate([self.x, x], 1)
             self.y = y if self.y is None else np.concatenate([self.y, y], 1)
             return

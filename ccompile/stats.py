@@ -19,7 +19,7 @@ from ccompile.analysis import linear
 from ccompile.comparison import class_axis
 from ccompile.core import Array
 from ccompile.errors import PassError
-from ccompile.moments import Layer, Moments
+from ccompile.moments import ChannelMoments, Layer, Moments
 from ccompile.recording import HELD_BYTES, Recording
 from ccompile.runtime import Feeds, Outputs, Settings
 
@@ -198,21 +198,22 @@ class Chain:
         self.current = _Walker(current, calibration.batches, calibration.settings)
         self.producer = {str(output.name): at for at, node in enumerate(self.source.nodes) for output in node.outputs}
         first = next(iter(calibration.batches()))
-        seen = runtime.observed_shapes(current, first, calibration.settings)
-        self.shapes = {name: kind.shape for name, kind in seen.items()}
+        self.shapes, self.source_shapes = (
+            {name: kind.shape for name, kind in runtime.observed_shapes(model, first, calibration.settings).items()}
+            for model in (current, calibration.source)
+        )
 
     def moments(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:
         """Return the moments of a layer's current inputs with the source's outputs at the value of the same name.
 
         Layers must be asked for in topological order. target: the layer in the source, when its channels were cut;
         kept: which of the target's channels, flat over groups, the layer still has. Raises PassError when the source
-        has no such value.
+        has no such value, or, without `kept`, one of another shape.
         """
-        if layer.output not in self.producer:
-            raise PassError(f"the source has no value `{layer.output}` to fit to", f"node {layer.name}")
+        self._check(layer.name, layer.output, same_shape=kept is None)
         self.current.advance(max(self.current.index[layer.name], self.current.at), layer.input)
         goal, other = self._goal(layer)
-        self.source.advance(max(self.producer[goal] + 1, self.source.at), goal)
+        self._reach(layer.name, goal)
         found = Moments(layer)
         triples = zip(
             self.current.values(layer.input),
@@ -223,6 +224,33 @@ class Chain:
         for index, (x, y, minus) in enumerate(triples):
             self.calibration.add(found, index, x, y, target or layer, kept, minus)
         return found
+
+    def channels(self, node: str, value: str, target: str) -> ChannelMoments:
+        """Return the moments per channel (axis 1) of what a node reads now, with the source's `target` as target.
+
+        Nodes must be asked for in topological order, as in `moments`. Raises PassError when the source has no value
+        `target` of the shape that it has now.
+        """
+        self._check(node, target, same_shape=True)
+        self.current.advance(max(self.current.index[node], self.current.at), value)
+        self._reach(node, target)
+        found = ChannelMoments()
+        for x, y in zip(self.current.values(value), self.source.values(target), strict=True):
+            found.add(x, y)
+        return found
+
+    def _check(self, node: str, target: str, same_shape: bool) -> None:
+        if target not in self.producer:
+            raise PassError(f"the source has no value `{target}` to fit to", f"node {node}")
+        now, then = self.shapes.get(target), self.source_shapes.get(target)
+        if same_shape and now != then:
+            raise PassError(f"`{target}` had another shape in the source: {then}, now {now}", f"node {node}")
+
+    def _reach(self, node: str, target: str) -> None:
+        """Advance the source until it has made `target`, and hold it."""
+        if self.producer[target] < self.source.at and target not in next(iter(self.source.live), {}):
+            raise PassError(f"the source makes `{target}` before what other layers were fitted to", f"node {node}")
+        self.source.advance(max(self.producer[target] + 1, self.source.at), target)
 
     def _goal(self, layer: Layer) -> tuple[str, str]:
         """Return the source's value to fit to, and the current value that will be added to the layer's output.

@@ -312,14 +312,19 @@ class PruneChannels(Compression):
                 lost = (reader.unit >= 0) & ~keep[reader.unit]
                 form, before = gone.get(reader.layer.name, (reader.layer, np.zeros_like(lost)))
                 gone[reader.layer.name] = form, before | lost
-        for name, (form, lost) in gone.items():
-            self._repair(graph.node_named(model.graph, name), form, lost, view)
+        rows = _kept_rows(keeps, fitting.forms(model))
+        nodes = {name: graph.node_named(model.graph, name) for name in gone}
+        new = {name: self._repair(nodes[name], form, lost, view) for name, (form, lost) in gone.items()}
         surgery.remove(model, dict(keeps))
+        for name, bias in new.items():
+            if bias is not None and bias.any():  # no group knows of it: it is cut here
+                graph.replace_constant(nodes[name], 2, bias[rows[name]] if name in rows else bias)
         return set(gone)
 
-    def _repair(self, node: ir.Node, form: Layer, lost: Array, view: View) -> None:
+    def _repair(self, node: ir.Node, form: Layer, lost: Array, view: View) -> Array | None:
+        """Make up for lost columns in the others and the bias; return the bias if the node had no input for one."""
         if self.statistics != "calibration" or self.refit == "none":
-            return
+            return None
         moments = self._moments(view)[form.name]
         weights, shifts = [], []
         for index, metric in enumerate(_metrics(view, form, moments, self.ridge)):
@@ -329,7 +334,12 @@ class PruneChannels(Compression):
             weights.append(W)
             shifts.append(shift)
         old = linear.bias(node, form) if form.op != "MatMul" else None
-        linear.store(node, form, np.stack(weights), None if old is None else old + np.stack(shifts))
+        bias = None if old is None else old + np.stack(shifts)
+        if len(node.inputs) > 2:
+            linear.store(node, form, np.stack(weights), bias)
+            return None
+        linear.store(node, form, np.stack(weights), None)
+        return None if bias is None else bias.reshape(-1).astype(linear.matrix_dtype(node, form))
 
 
 class _Metric:

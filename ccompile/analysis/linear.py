@@ -107,6 +107,13 @@ def matrix(node: ir.Node, form: Layer) -> Array:
     return (W if form.wide else W.T)[None] * alpha
 
 
+def matrix_dtype(node: ir.Node, form: Layer) -> np.dtype[Any]:
+    """Return the type of the weight."""
+    stored = graph.constant(node.inputs[form.weight])
+    assert stored is not None
+    return stored.dtype
+
+
 def bias(node: ir.Node, form: Layer) -> Array | None:
     """Return the bias as [groups, out] in float64, zeros without one; None when it is not one number per channel."""
     channels = form.groups * form.out
@@ -120,29 +127,34 @@ def bias(node: ir.Node, form: Layer) -> Array | None:
     return np.broadcast_to(stored.astype(np.float64).reshape(-1) * beta, channels).reshape(form.groups, form.out)
 
 
-def store(node: ir.Node, form: Layer, W: Array, b: Array | None) -> None:
-    """Give the node the weight W[groups, out, columns] and, unless None, the bias b[groups, out].
+def store(node: ir.Node, form: Layer, W: Array | None, b: Array | None) -> None:
+    """Give the node the weight W[groups, out, columns] and the bias b[groups, out], each unless None.
 
     A MatMul takes no bias: pass None. Raises FloatingPointError, and changes nothing, when they are not finite.
     """
     old = graph.constant(node.inputs[form.weight])
     assert old is not None
-    if form.op == "Conv":
-        new = W.reshape(form.groups * form.out, form.channels, *form.kernel)
-    elif form.op == "ConvTranspose":
-        split = W.reshape(form.groups, form.out, form.channels, form.taps).transpose(0, 2, 1, 3)
-        new = split.reshape(form.groups * form.channels, form.out, *form.kernel)
-    else:
-        plain = W[0] / graph.attribute(node, "alpha", 1.0)
-        new = plain if form.wide else plain.T
-    weight = new.astype(old.dtype)
+    weight = None if W is None else _stored(node, form, W).astype(old.dtype)
     offset = None if b is None else b.reshape(-1).astype(old.dtype)
-    if not graph.is_finite(weight) or (offset is not None and not graph.is_finite(offset)):
+    if not all(array is None or graph.is_finite(array) for array in (weight, offset)):
         raise FloatingPointError(f"the fitted weight of `{form.name}` is not finite")
-    graph.replace_constant(node, form.weight, weight)
+    if weight is not None:
+        graph.replace_constant(node, form.weight, weight)
     if offset is not None and (offset.any() or len(node.inputs) > 2):
         graph.replace_constant(node, 2, offset)
         node.attributes.pop("beta", None)
+
+
+def _stored(node: ir.Node, form: Layer, W: Array) -> Array:
+    """Return W[groups, out, columns] as the node stores it."""
+    if form.op == "Conv":
+        return W.reshape(form.groups * form.out, form.channels, *form.kernel)
+    if form.op == "ConvTranspose":
+        split = W.reshape(form.groups, form.out, form.channels, form.taps).transpose(0, 2, 1, 3)
+        return split.reshape(form.groups * form.channels, form.out, *form.kernel)
+    alpha: float = graph.attribute(node, "alpha", 1.0)
+    plain: Array = W[0] / alpha
+    return plain if form.wide else plain.T
 
 
 # ---------------------------------------------------------------------------------------------- rows
