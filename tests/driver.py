@@ -102,6 +102,7 @@ def bench(model: ir.Model, feeds: Sequence[Mapping[str, Any]] | None = None, see
     run.shapes = {name: value.shape for name, value in run.single.items()}
     run.metrics, run.source_metrics = {}, {}
     run.origin = run.state = run._state(model, outputs)
+    run.statistics = run._calibration()
     return run
 
 
