@@ -135,8 +135,9 @@ def store(node: ir.Node, form: Layer, W: Array, b: Array | None) -> None:
     else:
         plain = W[0] / graph.attribute(node, "alpha", 1.0)
         new = plain if form.wide else plain.T
-    weight = new.astype(old.dtype)
-    offset = None if b is None else b.reshape(-1).astype(old.dtype)
+    with np.errstate(over="ignore"):  # told below, as an error
+        weight = new.astype(old.dtype)
+        offset = None if b is None else b.reshape(-1).astype(old.dtype)
     if not graph.is_finite(weight) or (offset is not None and not graph.is_finite(offset)):
         raise FloatingPointError(f"the fitted weight of `{form.name}` is not finite")
     graph.replace_constant(node, form.weight, weight)
