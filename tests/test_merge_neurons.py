@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from ccompile import graph
 from ccompile.core import Array
+from ccompile.errors import PassError
 from ccompile.passes.merge_neurons import MergeNeurons
 
 N = 6  # neurons before copies are planted
@@ -352,6 +353,16 @@ def test_a_readers_weight_behind_an_op_is_rewritten(hidden: str) -> None:
     run = merged(model)
     assert left(run, "fc1") == N
     assert change(run) < EXACT
+
+
+def test_a_column_that_its_type_cannot_hold_is_an_error_with_a_way_out() -> None:
+    net = Net()
+    w, w2 = (net.constant(np.array(a, np.float16)) for a in ([[1000, 0.001]], [[60], [60000]]))
+    x = net.node("MatMul", net.input("x", ["N", 1], ir.DataType.FLOAT16), w, name="up")
+    model = net.model(net.node("MatMul", net.relu(x), w2, name="down"))
+    with pytest.raises(PassError, match=r"(?s)weight of `down` is not finite.*scaled: false"):
+        merged(model)
+    assert left(merged(model, scaled=False), "up") == 2
 
 
 @pytest.mark.parametrize(
