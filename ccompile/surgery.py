@@ -26,8 +26,8 @@ def remove(model: ir.Model, cuts: Mapping[Group, Array]) -> None:
     if refusals:
         raise PassError(refusals[0], hint="; ".join(refusals[1:]))
     nodes = {str(node.name): node for node in model.graph}
-    for (value, node, index), axes in _constants(cuts).items():
-        _cut_constant(nodes[node], index, value, axes)
+    for (node, index), axes in _constants(nodes, cuts).items():
+        _cut_constant(nodes[node], index, axes)
     for name, masks in _sizes(cuts).items():
         _CORRECT[nodes[name].op_type](nodes[name], masks)
     for inner in nodes.values():
@@ -64,19 +64,22 @@ def kept(unit: Array, keep: Array) -> Array:
     return stays
 
 
-def _constants(cuts: Mapping[Group, Array]) -> dict[tuple[str, str, int], dict[int, Array]]:
-    """Return, for each constant (value, one of its readers, input there), which positions of which axes stay."""
-    reader: dict[str, tuple[str, int]] = {}
-    axes: dict[str, dict[int, Array]] = {}
+def _constants(nodes: Mapping[str, ir.Node], cuts: Mapping[Group, Array]) -> dict[tuple[str, int], dict[int, Array]]:
+    """Return, for each constant by one of its readers (node, input), which positions of which axes stay.
+
+    What a node reads now counts, not what it read when the groups were found: weights may have been replaced since.
+    """
+    reader: dict[ir.Value | None, tuple[str, int]] = {}
+    axes: dict[tuple[str, int], dict[int, Array]] = {}
     for group, keep in cuts.items():
         for member in group.members:
-            reader.setdefault(member.value, (member.node, member.input))
-            found = axes.setdefault(member.value, {})
+            value = nodes[member.node].inputs[member.input]
+            found = axes.setdefault(reader.setdefault(value, (member.node, member.input)), {})
             found[member.axis] = found.get(member.axis, np.True_) & kept(member.unit, keep)
-    return {(value, *reader[value]): found for value, found in axes.items()}
+    return axes
 
 
-def _cut_constant(node: ir.Node, index: int, name: str, axes: Mapping[int, Array]) -> None:
+def _cut_constant(node: ir.Node, index: int, axes: Mapping[int, Array]) -> None:
     """Replace a constant, for all its readers, by its slice."""
     old, main = node.inputs[index], node.graph
     array = graph.constant(old)
@@ -85,6 +88,7 @@ def _cut_constant(node: ir.Node, index: int, name: str, axes: Mapping[int, Array
     assert isinstance(main, ir.Graph)
     for axis, mask in axes.items():
         array = np.compress(mask, array, axis)
+    name = str(old.name)
     new = graph.add_constant(main, name, array)
     old.replace_all_uses_with(new)
     if old.is_initializer():

@@ -171,3 +171,20 @@ def test_nothing_removed_changes_nothing() -> None:
     cuts = {group: np.ones(group.size, bool) for group in channels(model).free}
     inputs = feeds(model, np.random.default_rng(0))
     assert_close(outputs(cut(model, cuts), inputs), outputs(model, inputs), 0.0)
+
+
+@pytest.mark.parametrize("name", ["twins", "hidden_weights", "chain"])
+def test_weights_replaced_since_the_groups_were_found_are_cut_too(name: str) -> None:
+    model, rng = coupled.NETS[name](), np.random.default_rng(8)
+    cuts = random_cuts(model, rng, 0.3)
+    wanted = cut(model, cuts)
+    for group in cuts:
+        for member in (*group.by_role("producer"), *group.by_role("consumer")):
+            node = graph.node_named(model.graph, member.node)
+            array = graph.constant(node.inputs[member.input])
+            assert array is not None
+            graph.replace_constant(node, member.input, array)
+    surgery.remove(model, cuts)
+    assert graph.check(model) == ""
+    inputs = feeds(model, rng)
+    assert_close(outputs(model, inputs), outputs(wanted, inputs))

@@ -134,8 +134,9 @@ def store(node: ir.Node, form: Layer, W: Array | None, b: Array | None) -> None:
     """
     old = graph.constant(node.inputs[form.weight])
     assert old is not None
-    weight = None if W is None else _stored(node, form, W).astype(old.dtype)
-    offset = None if b is None else b.reshape(-1).astype(old.dtype)
+    with np.errstate(over="ignore"):  # told below, as an error
+        weight = None if W is None else _stored(node, form, W).astype(old.dtype)
+        offset = None if b is None else b.reshape(-1).astype(old.dtype)
     if not all(array is None or graph.is_finite(array) for array in (weight, offset)):
         raise FloatingPointError(f"the fitted weight of `{form.name}` is not finite")
     if weight is not None:
