@@ -133,10 +133,12 @@ def store(node: ir.Node, form: Layer, W: Array, b: Array | None) -> None:
         split = W.reshape(form.groups, form.out, form.channels, form.taps).transpose(0, 2, 1, 3)
         new = split.reshape(form.groups * form.channels, form.out, *form.kernel)
     else:
-        plain = W[0] / graph.attribute(node, "alpha", 1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            plain = W[0] / graph.attribute(node, "alpha", 1.0)
         new = plain if form.wide else plain.T
-    weight = new.astype(old.dtype)
-    offset = None if b is None else b.reshape(-1).astype(old.dtype)
+    with np.errstate(over="ignore"):
+        weight = new.astype(old.dtype)
+        offset = None if b is None else b.reshape(-1).astype(old.dtype)
     if not graph.is_finite(weight) or (offset is not None and not graph.is_finite(offset)):
         raise FloatingPointError(f"the fitted weight of `{form.name}` is not finite")
     graph.replace_constant(node, form.weight, weight)
@@ -162,16 +164,19 @@ def output_rows(form: Layer, y: Array, picks: Array) -> Array:
     if form.kernel:
         flat = np.moveaxis(y, 1, -1).reshape(-1, form.groups, form.out)[picks]
         return flat.transpose(1, 0, 2).astype(np.float64)
-    last = np.moveaxis(y, -2, -1) if form.op == "MatMul" and form.weight == 0 else y
-    return last.reshape(-1, form.out)[picks][None].astype(np.float64)
+    return _rows_last(form, y).reshape(-1, form.out)[picks][None].astype(np.float64)
 
 
 def input_rows(form: Layer, x: Array, y_shape: Sequence[int], picks: Array) -> Array:
     """Return the picked rows of the unfolded input as [groups, rows, columns] in float64: im2col at those rows."""
     if form.kernel:
         return _patches(form, x, y_shape, picks)
-    last = np.moveaxis(x, -2, -1) if form.op == "MatMul" and form.weight == 0 else x
-    return last.reshape(-1, form.columns)[picks][None].astype(np.float64)
+    return _rows_last(form, x).reshape(-1, form.columns)[picks][None].astype(np.float64)
+
+
+def _rows_last(form: Layer, array: Array) -> Array:
+    """Return an operand or result with its columns last, as the right operand of a product has them (a vector is one)."""
+    return np.moveaxis(array, -2, -1) if form.op == "MatMul" and form.weight == 0 and array.ndim > 1 else array
 
 
 def _begin_pads(form: Layer, x_shape: Sequence[int], y_shape: Sequence[int]) -> list[int]:
