@@ -97,7 +97,7 @@ def _fit(moments: Moments, index: int, W0: Array, ridge: float, centred: bool) -
         x, y = moments.x[index], moments.y[index]
         if centred:
             x, y = x - x.mean(0), y - y.mean(0)
-        return least_squares.refit_wide(x.T, y.T, W0, ridge).W
+        return least_squares.refit_wide(x, y, W0, ridge).W
     assert moments.xx is not None
     assert moments.yx is not None
     H, C = moments.xx[index], moments.yx[index]
