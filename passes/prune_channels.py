@@ -243,10 +243,10 @@ class PruneChannels(Compression):
         else:
             index = 0 if what == "macs" else 1
             by_constant = {(name, 1): float(c[index]) for name, c in view.costs.nodes(view.model).items() if c[index]}
-        parts = cuts.terms(groups, by_constant)
+        parts = cuts.terms(groups, by_constant, [self._order(group, view)[0] for group in groups])
         fixed = float(getattr(now, what)) - sum(part.cost for part in parts)
         align = view.target.align if what == "seconds" else None
-        price = cuts.total_cost(parts, [group.size for group in groups], fixed, align)
+        price = cuts.total_cost(parts, fixed, align)
         return price, share * float(getattr(source, what))
 
     def _sensitivities(
@@ -381,9 +381,9 @@ def _allowed(layers: Mapping[str, float | int], site: Site, choices: Sequence[Ch
 
 def _cost_of_group(view: View, group: Group, order: Array, loss: Array) -> list[Choice]:
     """Return the group's curve, all units first; params of its own constants, macs left to the driver's costs."""
-    parts = cuts.terms([group], cuts.weight_costs(view.model, [group], "params"))
+    parts = cuts.terms([group], cuts.weight_costs(view.model, [group], "params"), [order])
     kept = np.arange(group.size, 0, -1)
-    params = cuts.total_cost(parts, [group.size], 0.0)(kept[:, None])
+    params = cuts.total_cost(parts, 0.0)(kept[:, None])
     errors = np.concatenate([[0.0], loss])
     return [
         Choice(float(count), float(error), round(cost), round(cost))
