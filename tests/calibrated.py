@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import builders
@@ -15,6 +17,7 @@ from ccompile.moments import Layer
 from ccompile.passes.prune_channels import PruneChannels
 from ccompile.runtime import Settings
 from ccompile.stats import Calibration
+from ccompile.target import load_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,14 +78,16 @@ def error(found: ir.Model, wanted: ir.Model, batches: Sequence[Feeds]) -> float:
 
 
 def prune(
-    model: ir.Model, batches: Sequence[Feeds] | None = None, seed: int = 0, target: Any = None, **options: Any
+    model: ir.Model, batches: Sequence[Feeds] | None = None, seed: int = 0, target: str = "", **options: Any
 ) -> driver.Bench:
     """Run prune-channels, calibrated on `batches` (none when empty), with a tolerance that always holds."""
     given = feeds(model) if batches is None else batches
     run = driver.bench(model, feeds(model, seed=6), seed)
     run.statistics = calibration(model, given) if given else None
-    if target is not None:
-        object.__setattr__(run.request, "spec", target)
+    if target:
+        spec = replace(run.request.spec, target=load_target(target, Path()))
+        run.request = replace(run.request, spec=spec)
+        run.origin = run.state = run._state(model, run.state.outputs)
     run.step(0, PruneChannels.model_validate({"tolerance": {"relative_l2": 1e9}, **options}))
     assert run.record.verdict == "kept", run.record.reason
     assert run.result is not None
