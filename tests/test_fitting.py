@@ -43,7 +43,11 @@ def linear_net(bias: bool = True, conv: bool = False) -> ir.Model:
         return net.model(net.conv(x, "c", (2, 5, 1, 1), bias=bias))
     x = net.input("x", ["N", 6])
     for name, ins, outs in (("a", 6, 8), ("b", 8, 7), ("c", 7, 3)):
-        x = net.dense(x, name, ins, outs) if bias else net.node("MatMul", x, net.weight(f"{name}.w", (ins, outs)), name=name)  # noqa: E501
+        x = (
+            net.dense(x, name, ins, outs)
+            if bias
+            else net.node("MatMul", x, net.weight(f"{name}.w", (ins, outs)), name=name)
+        )  # noqa: E501
     return net.model(x)
 
 

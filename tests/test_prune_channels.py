@@ -175,7 +175,9 @@ def test_a_budget_holds_and_is_spent(net: str, asked: float, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["macs", "params"])
-@pytest.mark.parametrize("name", ["halves", "normalised", "grouped", "separable", "shuffled", "transposed", "dense_block"])  # noqa: E501
+@pytest.mark.parametrize(
+    "name", ["halves", "normalised", "grouped", "separable", "shuffled", "transposed", "dense_block"]
+)  # noqa: E501
 def test_a_budget_holds_whatever_couples_the_channels(name: str, what: str) -> None:
     run = prune(coupled.NETS[name](), keep={what: 0.7})
     assert share(run, what) <= 0.7
@@ -267,7 +269,9 @@ def test_every_kind_of_coupling_is_cut_to_a_valid_graph(name: str) -> None:
         assert after.get(group, 1) < before[group]
 
 
-@pytest.mark.parametrize("name", ["squeeze_excite", "flattened", "separable", "separable_2", "grouped", "normalised", "transposed"])  # noqa: E501
+@pytest.mark.parametrize(
+    "name", ["squeeze_excite", "flattened", "separable", "separable_2", "grouped", "normalised", "transposed"]
+)  # noqa: E501
 def test_dead_channels_cost_nothing_whatever_reads_them(name: str) -> None:
     model = dead_units(coupled.NETS[name](), "a", 1)
     run = prune(model, feeds(model, (40, 30)), keep=1.0, layers={"a": sizes(model)["a"] - 1})
@@ -328,7 +332,9 @@ def test_pruning_twice_keeps_fitting() -> None:
 
 
 def order_of(model: ir.Model, criterion: str, seed: int = 0) -> list[list[float]]:
-    found: Array = weight(prune(model, keep=1.0, layers={"a": 3}, criterion=criterion, seed=seed, refit="none").model, "a")  # noqa: E501
+    found: Array = weight(
+        prune(model, keep=1.0, layers={"a": 3}, criterion=criterion, seed=seed, refit="none").model, "a"
+    )  # noqa: E501
     return found.reshape(len(found), -1).tolist()
 
 

@@ -26,7 +26,12 @@ def same(one: Moments, other: Moments) -> None:
     """All that two moments say agrees."""
     assert (one.rows, one.seen) == (other.rows, other.seen)
     assert one.rows
-    for left, right in ((one.sx, other.sx), (one.sy, other.sy), (one.yy, other.yy), *zip(one.centred(), other.centred(), strict=True)):  # noqa: E501
+    for left, right in (
+        (one.sx, other.sx),
+        (one.sy, other.sy),
+        (one.yy, other.yy),
+        *zip(one.centred(), other.centred(), strict=True),
+    ):  # noqa: E501
         np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-6)
 
 

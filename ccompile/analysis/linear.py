@@ -175,7 +175,7 @@ def input_rows(form: Layer, x: Array, y_shape: Sequence[int], picks: Array) -> A
 
 
 def _rows_last(form: Layer, array: Array) -> Array:
-    """Return an operand or result with its columns last, as the right operand of a product has them (a vector is one)."""
+    """Return an operand or result with its columns last, as a right operand has them; a vector is one column."""
     return np.moveaxis(array, -2, -1) if form.op == "MatMul" and form.weight == 0 and array.ndim > 1 else array
 
 
