@@ -47,7 +47,7 @@ def linear_net(bias: bool = True, conv: bool = False) -> ir.Model:
             net.dense(x, name, ins, outs)
             if bias
             else net.node("MatMul", x, net.weight(f"{name}.w", (ins, outs)), name=name)
-        )  # noqa: E501
+        )
     return net.model(x)
 
 

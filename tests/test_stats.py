@@ -31,7 +31,7 @@ def same(one: Moments, other: Moments) -> None:
         (one.sy, other.sy),
         (one.yy, other.yy),
         *zip(one.centred(), other.centred(), strict=True),
-    ):  # noqa: E501
+    ):
         np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-6)
 
 

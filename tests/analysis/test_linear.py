@@ -54,7 +54,8 @@ def product(node: ir.Node, form: Layer, x: Array, y: Array, picks: Array) -> Arr
     b = linear.bias(node, form)
     assert b is not None
     rows = linear.input_rows(form, x, y.shape, picks)
-    return np.einsum("grd,god->gro", rows, linear.matrix(node, form)) + b[:, None]
+    found: Array = np.einsum("grd,god->gro", rows, linear.matrix(node, form)) + b[:, None]
+    return found
 
 
 # title -> (op, shape of x, shape of the weight, shape of the bias, attributes)
