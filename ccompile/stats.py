@@ -102,7 +102,8 @@ class Calibration:
         if minus is not None:
             rows = rows - linear.output_rows(form, minus, picks)
         columns = linear.input_rows(form, x, y.shape, picks)
-        moments.add(columns, rows, count, wide=form.columns > min(self.cap, count * self.count))
+        wide = moments.x is not None if moments.rows else form.columns > min(self.cap, count * self.count)
+        moments.add(columns, rows, count, wide)
 
     def chain(self, model: ir.Model) -> Chain:
         """Return a walk through the source and `model`, layer by layer."""

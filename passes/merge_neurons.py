@@ -267,4 +267,4 @@ def _costs(view: View, group: Group, what: str, kept: Array) -> Array:
     else:
         by_constant = {}
     parts = cuts.terms([group], by_constant)
-    return cuts.total_cost(parts, [group.size], 0.0)(kept[:, None])
+    return cuts.total_cost(parts, 0.0)(kept[:, None])

@@ -172,9 +172,11 @@ class PruneChannels(Compression):
         assert not isinstance(layers, str)
         for reader in layers:
             moments = self._moments(view)[reader.layer.name] if self.statistics == "calibration" else None
-            power = float(moments.power.sum()) if moments is not None else 0.0
-            for index, metric in enumerate(_metrics(view, reader.layer, moments, self.ridge)):
-                weight = 1.0 / power if power > 0 else float(moments is None)
+            metrics = _metrics(view, reader.layer, moments, self.ridge)
+            squares = sum(float(np.square(metric.W).sum()) for metric in metrics)
+            power = squares if moments is None else float(moments.power.sum())
+            weight = 1.0 / power if power > 0 else 0.0
+            for index, metric in enumerate(metrics):
                 found.append(Consumer(metric.W, metric.H, reader.unit[index], weight, metric.mean, metric.count))
         return found
 
@@ -251,10 +253,14 @@ class PruneChannels(Compression):
         else:
             index = 0 if what == "macs" else 1
             by_constant = {(name, 1): float(c[index]) for name, c in view.costs.nodes(view.model).items() if c[index]}
-        parts = cuts.terms(groups, by_constant)
+        parts = cuts.terms(groups, by_constant, [self._order(group, view)[0] for group in groups])
         fixed = float(getattr(now, what)) - sum(part.cost for part in parts)
+        if what in ("params", "stored_bytes") and self.refit != "none" and self.statistics == "calibration":
+            lacking = [f.layer for f in fitting.forms(view.model).values() if f.layer.op != "MatMul"]
+            lacking = [f for f in lacking if len(graph.node_named(view.graph, f.name).inputs) < 3]
+            fixed += sum(f.groups * f.out for f in lacking) * (1 if what == "params" else 4)  # biases that a fit adds
         align = view.target.align if what == "seconds" else None
-        price = cuts.total_cost(parts, [group.size for group in groups], fixed, align)
+        price = cuts.total_cost(parts, fixed, align)
         return price, share * float(getattr(source, what))
 
     def _impacts(
@@ -296,7 +302,8 @@ class PruneChannels(Compression):
         return [
             Site(
                 site.nodes,
-                f"{int(choice.strength)} of {found[site.nodes[0]].size} units kept, predicted error {choice.error:.3g}",
+                f"{int(choice.strength)} of {found[site.nodes[0]].size} units kept, predicted error {choice.error:.3g}"
+                + (", in the metric of the weights alone" if self.statistics == "weights" else ""),
                 output=site.output,
             )
             for site, choice in plan
@@ -323,7 +330,7 @@ class PruneChannels(Compression):
 
     def _repair(self, node: ir.Node, form: Layer, lost: Array, view: View) -> Array | None:
         """Make up for lost columns in the others and the bias; return the bias if the node had no input for one."""
-        if self.statistics != "calibration" or self.refit == "none":
+        if self.statistics != "calibration" or self.refit == "none" or not fitting.is_fittable(node, form):
             return None
         moments = self._moments(view)[form.name]
         weights, shifts = [], []
@@ -399,11 +406,16 @@ def _kept_rows(keeps: Mapping[Group, Array], was: Mapping[str, Was]) -> dict[str
     """Return, by layer, which of its output channels stay."""
     found: dict[str, Array] = {}
     for group, keep in keeps.items():
-        for member in group.by_role("producer"):
+        for member in (*group.by_role("producer"), *group.by_role("through")):
             form = was[member.node].layer if member.node in was else None
-            if form is not None and form.weight == member.input:
-                rows = cuts.rows_of(form, surgery.kept(member.unit, keep))
-                found[member.node] = found.get(member.node, np.True_) & rows
+            if form is None or form.weight != member.input:
+                continue
+            positions = surgery.kept(member.unit, keep)
+            if member.role == "through":  # depthwise: each channel has outputs of its own
+                rows = np.repeat(positions, form.groups * form.out // len(positions))
+            else:
+                rows = cuts.rows_of(form, positions)
+            found[member.node] = found.get(member.node, np.True_) & rows
     return found
 
 
@@ -419,9 +431,9 @@ def _allowed(layers: Mapping[str, float | int], site: Site, choices: Sequence[Ch
 
 def _cost_of_group(view: View, group: Group, order: Array, loss: Array) -> list[Choice]:
     """Return the group's curve, all units first; params of its own constants, macs left to the driver's costs."""
-    parts = cuts.terms([group], cuts.weight_costs(view.model, [group], "params"))
+    parts = cuts.terms([group], cuts.weight_costs(view.model, [group], "params"), [order])
     kept = np.arange(group.size, 0, -1)
-    params = cuts.total_cost(parts, [group.size], 0.0)(kept[:, None])
+    params = cuts.total_cost(parts, 0.0)(kept[:, None])
     errors = np.concatenate([[0.0], loss])
     return [
         Choice(float(count), float(error), round(cost), round(cost))

@@ -9,11 +9,11 @@ import driver
 import numpy as np
 import pytest
 from builders import Net
-from ccompile.verify import Recording
 
 from ccompile import graph, runtime
 from ccompile.errors import PassError
 from ccompile.passes.repair import Repair
+from ccompile.recording import Recording
 from ccompile.stats import Calibration
 
 if TYPE_CHECKING:

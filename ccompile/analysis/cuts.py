@@ -53,47 +53,64 @@ def rows_of(form: Layer, kept: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """A part of the cost that is a product over axes: `cost` at full size; axes[(free, {site: positions}, total)]."""
+    """A part of the cost that is a product over axes: `cost` at full size; axes[(free, {site: left}, total)].
+
+    left[k]: how many positions along the axis stay when k units of the site do.
+    """
 
     cost: float
-    axes: tuple[tuple[int, Mapping[int, int], int], ...]
+    axes: tuple[tuple[int, Mapping[int, Array], int], ...]
 
 
-def terms(groups: Sequence[Group], cost: Mapping[tuple[str, int], float]) -> list[Term]:
-    """Return the cost terms of the constants that groups share; `cost` by (node, input) that reads the constant."""
-    axes: dict[tuple[str, int], dict[int, tuple[int, dict[int, int]]]] = defaultdict(dict)
+def terms(
+    groups: Sequence[Group], cost: Mapping[tuple[str, int], float], orders: Sequence[Array] | None = None
+) -> list[Term]:
+    """Return the cost terms of the constants that groups share; `cost` by (node, input) that reads the constant.
+
+    orders: the order in which each group's units go. Without it every unit is taken to have the same number of
+    positions along an axis, which is wrong where a Split hands parts of a group to different layers.
+    """
+    axes: dict[tuple[str, int], dict[int, tuple[int, dict[int, Array]]]] = defaultdict(dict)
     for site, group in enumerate(groups):
         for member in group.members:
             key = (member.node, member.input)
             if key not in cost:
                 continue
-            total, positions = axes[key].setdefault(member.axis, (len(member.unit), {}))
-            positions[site] = int((member.unit >= 0).sum())
-            axes[key][member.axis] = (total, positions)
+            total, left = axes[key].setdefault(member.axis, (len(member.unit), {}))
+            left[site] = _positions_left(member.unit, group.size, None if orders is None else orders[site])
+            axes[key][member.axis] = (total, left)
     return [
-        Term(cost[key], tuple((total - sum(sites.values()), sites, total) for total, sites in found.values()))
-        for key, found in axes.items()
+        Term(cost[key], tuple((total - round(sum(map(np.max, left.values()))), left, total) for total, left in known))
+        for key, known in ((key, found.values()) for key, found in axes.items())
     ]
+
+
+def _positions_left(unit: Array, size: int, order: Array | None) -> Array:
+    """Return how many positions stay when k = 0 .. size units do."""
+    known = unit[unit >= 0]
+    if order is None:
+        return np.arange(size + 1) * (len(known) / size)
+    times = np.bincount(known, minlength=size)
+    sequence = np.concatenate([order, np.setdiff1d(np.arange(size), order)])
+    left: Array = np.concatenate([[0], np.cumsum(times[sequence[::-1]])]).astype(np.float64)
+    return left
 
 
 Price = Callable[[Array], Array]
 
 
-def total_cost(
-    parts: Sequence[Term], sizes: Sequence[int], fixed: float, align: Callable[[int], int] | None = None
-) -> Price:
+def total_cost(parts: Sequence[Term], fixed: float, align: Callable[[int], int] | None = None) -> Price:
     """Return the cost of keeping kept[m, site] units: fixed + sum of the terms; `align` rounds channels up."""
-    whole = np.array(sizes, np.float64)
 
     def cost(kept: Array) -> Array:
-        share = kept / whole
+        counts = np.rint(kept).astype(int)
         total = np.full(len(kept), fixed)
         for part in parts:
             product = np.full(len(kept), part.cost)
             for free, sites, size in part.axes:
                 left = np.full(len(kept), float(free))
-                for site, positions in sites.items():
-                    left += positions * share[:, site]
+                for site, table in sites.items():
+                    left += table[counts[:, site]]
                 product *= _stairs(left, size, align)
             total += product
         return total

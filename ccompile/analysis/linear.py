@@ -134,7 +134,7 @@ def store(node: ir.Node, form: Layer, W: Array | None, b: Array | None) -> None:
     """
     old = graph.constant(node.inputs[form.weight])
     assert old is not None
-    with np.errstate(over="ignore"):  # told below, as an error
+    with np.errstate(all="ignore"):  # told below, as an error
         weight = None if W is None else _stored(node, form, W).astype(old.dtype)
         offset = None if b is None else b.reshape(-1).astype(old.dtype)
     if not all(array is None or graph.is_finite(array) for array in (weight, offset)):
@@ -175,16 +175,19 @@ def output_rows(form: Layer, y: Array, picks: Array) -> Array:
     if form.kernel:
         flat = np.moveaxis(y, 1, -1).reshape(-1, form.groups, form.out)[picks]
         return flat.transpose(1, 0, 2).astype(np.float64)
-    last = np.moveaxis(y, -2, -1) if form.op == "MatMul" and form.weight == 0 else y
-    return last.reshape(-1, form.out)[picks][None].astype(np.float64)
+    return _rows_last(form, y).reshape(-1, form.out)[picks][None].astype(np.float64)
 
 
 def input_rows(form: Layer, x: Array, y_shape: Sequence[int], picks: Array) -> Array:
     """Return the picked rows of the unfolded input as [groups, rows, columns] in float64: im2col at those rows."""
     if form.kernel:
         return _patches(form, x, y_shape, picks)
-    last = np.moveaxis(x, -2, -1) if form.op == "MatMul" and form.weight == 0 else x
-    return last.reshape(-1, form.columns)[picks][None].astype(np.float64)
+    return _rows_last(form, x).reshape(-1, form.columns)[picks][None].astype(np.float64)
+
+
+def _rows_last(form: Layer, array: Array) -> Array:
+    """Return an operand or result with its columns last, as a right operand has them; a vector is one column."""
+    return np.moveaxis(array, -2, -1) if form.op == "MatMul" and form.weight == 0 and array.ndim > 1 else array
 
 
 def _begin_pads(form: Layer, x_shape: Sequence[int], y_shape: Sequence[int]) -> list[int]:
