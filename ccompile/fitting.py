@@ -67,7 +67,7 @@ def refit(
 ) -> list[Refitted]:
     """Refit the named layers of `model`, in its order; `was` says what each is in the source. Others are passed by.
 
-    ridge: relative to mean(diag H); None shrinks each layer's covariance as its sample size asks (shrinkage.ridge_of).
+    ridge: relative to each column's own H_jj; None shrinks each layer's covariance as its sample size asks (OAS).
     """
     names = set(wanted)
     found = []
@@ -133,11 +133,14 @@ def _fit(moments: Moments, index: int, W0: Array, ridge: float | None, centred: 
         x, y = moments.x[index], moments.y[index]
         if centred:
             x, y = x - x.mean(0), y - y.mean(0)
-        chosen = shrinkage.ridge_of(x.T @ x, len(x)) if ridge is None else ridge
-        return least_squares.refit_wide(x, y, W0, chosen).W
+        R, scale = shrinkage.standardised(x.T @ x)
+        chosen = shrinkage.ridge_of(R, len(x)) if ridge is None else ridge
+        return least_squares.refit_wide(x / scale, y, W0 * scale, chosen).W / scale
     assert moments.xx is not None
     assert moments.yx is not None
     H, C = moments.xx[index], moments.yx[index]
     if centred:
         H, C = least_squares.center(H, C, moments.mean_x[index], moments.mean_y[index], moments.rows)
-    return least_squares.refit(H, C, W0, shrinkage.ridge_of(H, moments.rows) if ridge is None else ridge).W
+    R, scale = shrinkage.standardised(H)
+    chosen = shrinkage.ridge_of(R, moments.rows) if ridge is None else ridge
+    return least_squares.refit(R, C / scale, W0 * scale, chosen).W / scale

@@ -85,7 +85,7 @@ class PruneChannels(Compression):
         "all", description="layers refitted to calibration data in topological order: those that read a cut, or all"
     )
     ridge: float | None = Field(
-        None, ge=0, le=1, description="ridge of all fits, relative to the mean of diag H; by default as samples ask"
+        None, ge=0, le=1, description="ridge of all fits, relative to each column's variance; by default as samples ask"
     )
     sensitivity: bool = Field(True, description="for a budget, measure what each group does to the outputs")
     statistics: Literal["calibration", "weights"] = Field(
@@ -367,8 +367,8 @@ def _metrics(view: View, form: Layer, moments: Moments | None, ridge: float | No
         H = moments.xx[g] if moments.xx is not None else _gram(moments, g)
         mean = moments.mean_x[g] if has_bias else None
         spread = H if mean is None else H - moments.rows * np.outer(mean, mean)
-        chosen = shrinkage.ridge_of(spread, moments.rows) if ridge is None else ridge
-        H = H + chosen * float(spread.diagonal().mean()) * np.eye(len(H))
+        chosen = shrinkage.ridge_of(shrinkage.standardised(spread)[0], moments.rows) if ridge is None else ridge
+        H = H + chosen * np.diag(spread.diagonal())
         found.append(_Metric(W[g], H, mean, moments.rows if has_bias else 0))
     return found
 

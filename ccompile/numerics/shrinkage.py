@@ -30,10 +30,21 @@ def oracle_shrinkage(H: Array, count: int) -> float:
     return float(min(rho, 1.0))
 
 
-def ridge_of(H: Array, count: int, least: float = 1e-5, most: float = 10.0) -> float:
-    """Return the ridge, relative to mean(diag H), that makes H + ridge mean(diag H) I the shrunk estimate.
+def standardised(H: Array) -> tuple[Array, Array]:
+    """Return R = H / (s s^T) with a unit diagonal, and s = sqrt(diag H); dead columns keep s = 1 and zeros in R.
 
-    It is rho / (1 - rho), between `least` and `most`.
+    >>> standardised(np.array([[4.0, 2.0], [2.0, 9.0]]))[0].round(3).tolist()
+    [[1.0, 0.333], [0.333, 1.0]]
     """
-    rho = oracle_shrinkage(H, count)
+    scale = np.sqrt(np.maximum(H.diagonal(), 0.0))
+    scale = np.where(scale > 1e-12 * scale.max(initial=0.0), scale, 1.0)
+    return H / np.outer(scale, scale), scale
+
+
+def ridge_of(R: Array, count: int, least: float = 1e-5, most: float = 10.0) -> float:
+    """Return the ridge that makes R + ridge diag R the shrunk estimate of a standardised covariance.
+
+    It is rho / (1 - rho), between `least` and `most`: correlations shrink, variances stay.
+    """
+    rho = oracle_shrinkage(R, count)
     return most if rho >= most / (1 + most) else max(least, rho / (1 - rho))
