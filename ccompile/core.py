@@ -263,8 +263,8 @@ class Statistics(Protocol):
         """Return the moments of layers of one graph, by node name, its own outputs as targets."""
         ...
 
-    def chain(self, model: ir.Model) -> Chain:
-        """Return a walk through the source and `model`."""
+    def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
+        """Return a walk through the source, or another reference, and `model`."""
         ...
 
     def impact(self, model: ir.Model) -> float:

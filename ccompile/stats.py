@@ -105,9 +105,9 @@ class Calibration:
         wide = moments.x is not None if moments.rows else form.columns > min(self.cap, count * self.count)
         moments.add(columns, rows, count, wide)
 
-    def chain(self, model: ir.Model) -> Chain:
-        """Return a walk through the source and `model`, layer by layer."""
-        return Chain(self, model)
+    def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
+        """Return a walk through the source, or another reference, and `model`, layer by layer."""
+        return Chain(self, model, reference or self.source)
 
     def impact(self, model: ir.Model) -> float:
         """Return how far a graph's outputs are from the source's, on batches that `moments` has not seen.
@@ -193,9 +193,9 @@ class _Walker:
 class Chain:
     """Source and current graph, side by side, layer by layer in the current graph's order."""
 
-    def __init__(self, calibration: Calibration, current: ir.Model) -> None:
+    def __init__(self, calibration: Calibration, current: ir.Model, source: ir.Model) -> None:
         self.calibration = calibration
-        self.source = _Walker(calibration.source, calibration.batches, calibration.settings)
+        self.source = _Walker(source, calibration.batches, calibration.settings)
         self.current = _Walker(current, calibration.batches, calibration.settings)
         self.producer = {str(output.name): at for at, node in enumerate(self.source.nodes) for output in node.outputs}
         first = next(iter(calibration.batches()))

@@ -7,8 +7,8 @@ paths, consumers) loses units one by one. Dropping the columns u of y = W x cost
 
 summed over all consumers, each relative to its own output power. H is shrunk as its sample size asks (OAS). A budget
 is spent over all groups by what each does to the outputs, measured on calibration inputs that the fit has not seen. At
-the end the layers are refitted in topological order,
-W' = argmin |Y - W' X'|^2, with the inputs X' that the pruned graph really makes and the source's outputs Y.
+the end the layers are refitted in topological order, W' = argmin |Y - W' X'|^2, with the inputs X' that the pruned
+graph really makes and the outputs Y of the graph before the step.
 
 Fires:  groups that nothing pins (graph outputs, unknown ops, ... do), whose readers are plain linear layers.
 Error:  measured on calibration data per group: the share of the consumers' output power that is lost.
@@ -291,14 +291,14 @@ class PruneChannels(Compression):
         keeps = {found[site.nodes[0]]: self._keep(found[site.nodes[0]], choice, view) for site, choice in plan}
         if not keeps:
             return []
-        was = fitting.forms(view.model)
+        was, before = fitting.forms(view.model), graph.copy(view.model)
         rows = _kept_rows(keeps, was)
         touched = self._cut(view.model, keeps, view)
         view.changed()
         if self.refit != "none" and self.statistics == "calibration" and view.stats is not None:
             wanted = touched if self.refit == "readers" else _from_first(touched, was)
             goals = {name: Was(known.layer, rows.get(name)) for name, known in was.items()}
-            fitting.refit(view.model, wanted, goals, view.stats.chain(view.model), self.ridge)
+            fitting.refit(view.model, wanted, goals, view.stats.chain(view.model, before), self.ridge)
         return [
             Site(
                 site.nodes,

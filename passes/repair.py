@@ -55,7 +55,9 @@ class Repair(Rewrite):
         ("bias", "affine", "batchnorm", "refit"), min_length=1, description="what may be done, always in this order"
     )
     shrink: float = Field(1.0, ge=0, le=1, description="share of the least-squares slope that affine takes")
-    ridge: float = Field(1e-4, ge=0, le=1, description="ridge of refit, relative to the mean of diag E[x x^T]")
+    ridge: float | None = Field(
+        None, ge=0, le=1, description="ridge of refit, relative to each column's variance; by default as samples ask"
+    )
 
     def run(self, view: View) -> PassResult:
         """Repair a copy, and take over what it found if the outputs are no further from the source's than before."""

@@ -318,7 +318,6 @@ def test_batch_normalisation_shrinks_with_its_channels() -> None:
     assert [weight(run.model, "bn1", index).shape for index in range(1, 5)] == [(4,)] * 4
 
 
-@pytest.mark.xfail(strict=True, reason="the source has more channels than the step before left: see Chain.moments")
 def test_pruning_twice_keeps_fitting() -> None:
     model = builders.residual_net(0)
     batches = feeds(model)
