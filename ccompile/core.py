@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from pydantic import Field, model_validator
 
 from ccompile.declaration import Declaration
+from ccompile.moments import ChannelMoments, Layer, Moments
 from ccompile.selectors import Facts, SelectorOption
 
 Array = npt.NDArray[Any]
@@ -289,11 +290,60 @@ class Machine(Protocol):
         ...
 
 
+class Chain(Protocol):
+    """A walk through the source and a graph under work, layer by layer in topological order."""
+
+    def moments(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:
+        """Return the layer's current inputs' moments with the source's outputs as targets.
+
+        Raises PassError when the source has no value to fit to.
+        """
+        ...
+
+    def channels(self, node: str, value: str, target: str) -> ChannelMoments:
+        """Return the moments per channel of what a node reads now, with the source's `target` as target."""
+        ...
+
+
+class Statistics(Protocol):
+    """What passes may learn from the calibration set."""
+
+    def moments(self, model: ir.Model, layers: Sequence[Layer]) -> Mapping[str, Moments]:
+        """Return the moments of layers of one graph, by node name, its own outputs as targets."""
+        ...
+
+    def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
+        """Return a walk through the source, or another reference, and `model`."""
+        ...
+
+    def impact(self, model: ir.Model) -> float:
+        """Return how far a graph's outputs are from the source's on the calibration set."""
+        ...
+
+
+class Costs(Protocol):
+    """What passes may learn about cost on the target; shares in a spec are of `source`."""
+
+    @property
+    def source(self) -> CostReport:
+        """Return the source model's cost."""
+        ...
+
+    def report(self, model: ir.Model) -> CostReport:
+        """Return a graph's cost."""
+        ...
+
+    def nodes(self, model: ir.Model) -> Mapping[str, tuple[int, float]]:
+        """Return (MACs, estimated seconds) of each top-level node, by name."""
+        ...
+
+
 @dataclass
 class View:
     """All that a pass may reach: the graph to rewrite, the target, randomness, and questions about the graph.
 
-    `evaluate` computes values that depend on constants only, with the runtime's own arithmetic.
+    `evaluate` computes values that depend on constants only, with the runtime's own arithmetic. `stats` is None without
+    calibration data; `costs` is None where nothing is compiled (inspect).
     """
 
     model: ir.Model
@@ -302,6 +352,8 @@ class View:
     options: Pass
     facts: Callable[[ir.Node], Facts]
     evaluate: Callable[[Sequence[ir.Value]], list[Array]]
+    stats: Statistics | None = None
+    costs: Costs | None = None
     _answers: dict[Callable[..., Any], Any] = field(default_factory=dict)
     _results: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -395,3 +447,11 @@ class Compression(Pass):
     def apply(self, site: Site, choice: Choice, view: View) -> Site:
         """Rewrite the site's nodes and return what now stands there, with its error bound."""
         raise NotImplementedError
+
+    def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
+        """Return what to do at each site: by default `pick`, site by site; a pass with a budget decides jointly."""
+        return [self.pick(site, choices) for site, choices in curves]
+
+    def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
+        """Carry out a plan: by default `apply`, site by site in topological order."""
+        return [self.apply(site, choice, view) for site, choice in plan]

@@ -472,6 +472,14 @@ def constant(value: ir.Value | None) -> Array | None:
     return None if found is None else _read_only(found)
 
 
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the tensor that `constant(value)` is, the stored one where there is one."""
+    tensor = stored(value)
+    if tensor is None and is_constant(value) and (array := constant(value)) is not None:
+        return ir.tensor(array)
+    return tensor
+
+
 def is_constant(value: ir.Value | None) -> bool:
     """Return whether `constant(value)` would give an array, without computing it."""
     return stored(value) is not None or (value is not None and stored_chain(value) is not None)

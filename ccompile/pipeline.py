@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from ccompile import __version__, contracts, cost, disk, graph, runtime
 from ccompile import target as targets
+from ccompile.acting import act
 from ccompile.analysis.shapes import ValueType, infer
 from ccompile.comparison import class_axis, compare, rtol_of
-from ccompile.core import Comparison, Compression, Pass, PassResult, Rewrite, Site, Skip, Tolerance, View
+from ccompile.core import Comparison, CostReport, Pass, PassResult, Tolerance, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
 from ccompile.errors import ContractError, DataError, ModelError, PassError, Problem, SpecError
@@ -41,6 +42,7 @@ from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, site_errors
 from ccompile.soundness import Constancy, refuse_random
 from ccompile.spec import Spec
+from ccompile.stats import Calibration
 
 
 class Progress(Protocol):
@@ -138,6 +140,14 @@ class _Run:
             raise DataError.of(Problem(f"metric `{name}` is NaN on the source model", "", hint) for name in undefined)
         self.origin = self.state = self._state(self.source.model, outputs)
         self._note(self.origin.cost.notes)
+        self.statistics = self._calibration()
+
+    def _calibration(self) -> Calibration | None:
+        data = self.data.calibration
+        if data is None:
+            return None
+        batches: Callable[[], Iterable[Feeds]] = lambda: (batch.feeds for batch in data.batches())  # noqa: E731
+        return Calibration(self.source.model, batches, self.settings, self.request.seed)
 
     @property
     def _default(self) -> Tolerance:
@@ -177,12 +187,21 @@ class _Run:
     def _measure(self, outputs: Recording) -> dict[str, float]:
         return measure(self.metrics, outputs, self.labels)
 
-    def _state(self, model: ir.Model, outputs: Recording) -> _State:
+    def types_of(self, model: ir.Model) -> dict[str, ValueType]:
+        """Return the types of all values for one sample: inferred, and observed where inference does not know."""
         types: dict[str, ValueType] = infer(model, self.shapes)
         produced = [str(output.name) for node in model.graph for output in node.outputs if output.name]
         inner = any(True for node in model.graph for _ in graph.subgraphs(node))
         if inner or any(name not in types or types[name].static is None for name in produced):
             types |= runtime.observed_shapes(model, self.single, self.settings)
+        return types
+
+    def price(self, model: ir.Model) -> ModelCost:
+        """Return a graph's cost on the target for one sample."""
+        return cost.price(model, self.types_of(model), self.request.spec.target)
+
+    def _state(self, model: ir.Model, outputs: Recording) -> _State:
+        types = self.types_of(model)
         return _State(model, outputs, types, cost.price(model, types, self.request.spec.target))
 
     def step(self, index: int, step: Pass) -> None:
@@ -233,13 +252,10 @@ class _Run:
             step,
             graph.facts,
             lambda values: runtime.evaluate(values, self.settings),
+            self.statistics,
+            _Costs(self),
         )
-        if isinstance(step, Rewrite):
-            result = step.run(view)
-        elif isinstance(step, Compression):
-            result = _compress(step, view)
-        else:
-            raise PassError(f"`{step.pass_name()}` is neither a Rewrite nor a Compression")
+        result = act(step, view)
         graph.remove_dead(model.graph)
         graph.name_nodes(model.graph)
         return result
@@ -382,18 +398,24 @@ class _Run:
         )
 
 
-def _compress(step: Compression, view: View) -> PassResult:
-    """Let the pass name its sites, pick strengths on the graph as it came in, and apply them in topological order."""
-    skipped: list[Skip] = []
-    plan = []
-    for site in step.sites(view):
-        chosen = site if isinstance(site, Skip) else step.pick(site, step.choices(site, view))
-        if isinstance(chosen, Skip):
-            skipped.append(chosen)
-        elif isinstance(site, Site):
-            plan.append((site, chosen))
-    applied = [step.apply(site, choice, view) for site, choice in plan]
-    return PassResult(tuple(applied), tuple(skipped))
+@dataclass(frozen=True)
+class _Costs:
+    """core.Costs of a compile."""
+
+    run: _Run
+
+    @property
+    def source(self) -> CostReport:
+        """Return the source model's cost."""
+        return self.run.origin.cost.report
+
+    def report(self, model: ir.Model) -> CostReport:
+        """Return a graph's cost."""
+        return self.run.price(model).report
+
+    def nodes(self, model: ir.Model) -> Mapping[str, tuple[int, float]]:
+        """Return (MACs, estimated seconds) of each top-level node, by name."""
+        return {node.name: (node.macs, node.seconds) for node in self.run.price(model).nodes}
 
 
 def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]:

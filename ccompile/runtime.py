@@ -58,6 +58,7 @@ class Session:
         self._held = [ort.OrtValue.ortvalue_from_numpy(_aligned(tensor)) for tensor in weights.values()]
         options.add_external_initializers(list(weights), self._held)
         self.names = [output.name for output in proto.graph.output]
+        self.inputs = [value.name for value in proto.graph.input]
         with _refusals("ONNX Runtime refuses the model"):
             self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -282,6 +283,59 @@ def _timed(session: Session, feeds: Feeds) -> float:
     start = time.perf_counter()
     session.run(feeds)
     return time.perf_counter() - start
+
+
+def read_values(nodes: Iterable[ir.Node]) -> set[ir.Value]:
+    """Return the values that nodes read and do not make themselves, constants left out, captured ones included."""
+    read: set[ir.Value] = set()
+    made: set[ir.Value] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        made.update(node.outputs)
+        read.update(value for value in node.inputs if value is not None and not graph.is_constant(value))
+        for subgraph in graph.subgraphs(node):
+            made.update(subgraph.inputs)
+            read.update(value for value in subgraph.outputs if not graph.is_constant(value))
+            stack += list(subgraph)
+    return read - made
+
+
+def part_of(
+    model: ir.Model, nodes: Sequence[ir.Node], dtypes: Mapping[str, np.dtype[Any]], outputs: Sequence[str]
+) -> ir.Model:
+    """Return some consecutive nodes as a model: inputs are what they read, of the given types; weights are shared."""
+    constants: dict[str, ir.TensorProtocol] = {}
+    inside = {output for node in nodes for output in node.outputs}
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        stack += [inner for subgraph in graph.subgraphs(node) for inner in subgraph]
+        for value in node.inputs:
+            if value is None or value in inside or value.graph is not model.graph:
+                continue
+            if (tensor := graph.constant_tensor(value)) is not None:
+                constants[str(value.name)] = tensor
+    inputs = sorted(str(value.name) for value in read_values(nodes))
+    infos = [
+        onnx.helper.make_tensor_value_info(name, ir.DataType.from_numpy(dtypes[name]).value, None) for name in inputs
+    ]
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [ir.to_proto(node) for node in nodes],
+            "part",
+            infos,
+            [onnx.ValueInfoProto(name=name) for name in outputs],
+            [onnx.TensorProto(name=name, data_type=t.dtype.value, dims=[0]) for name, t in constants.items()],
+        ),
+        opset_imports=[onnx.helper.make_opsetid(domain, number) for domain, number in model.opset_imports.items()],
+        functions=[ir.to_proto(function) for function in model.functions.values()],
+        ir_version=model.ir_version,
+    )
+    part = ir.from_proto(proto)
+    for name, tensor in constants.items():
+        part.graph.initializers[name].const_value = tensor
+    return part
 
 
 def one_sample(feeds: Feeds, model: ir.Model) -> tuple[dict[str, Any], bool]:

@@ -86,14 +86,19 @@ class Bench(pipeline._Run):
         return self.result
 
 
-def bench(model: ir.Model, feeds: Sequence[Mapping[str, Any]] | None = None, seed: int = 0) -> Bench:
-    """Return a compile that has run and priced `model` on `feeds`, and no step yet."""
+def bench(
+    model: ir.Model,
+    feeds: Sequence[Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    calibration: Sequence[Mapping[str, Any]] | None = None,
+) -> Bench:
+    """Return a compile that has run and priced `model` on `feeds`, and no step yet; data not given are drawn."""
     given = draw_feeds(model, seed) if feeds is None else feeds
     spec = Spec((), target.load_target("generic-cpu", Path()), None, Gates(), "spec.yaml", Path(), "")
     run = Bench(Request(Path("model.onnx"), spec, Path("out.onnx"), seed=seed, threads=1))
     run.settings = runtime.Settings(1)
     run.source = Source(model, Path("model.onnx"), "", 0)
-    run.data = Data(None, data_of(given))
+    run.data = Data(data_of(calibration or draw_feeds(model, seed + 1)), data_of(given))
     run.samples = len(given)
     outputs = Recording()
     for produced in runtime.outputs_of(model, given, run.settings):
@@ -102,6 +107,7 @@ def bench(model: ir.Model, feeds: Sequence[Mapping[str, Any]] | None = None, see
     run.shapes = {name: value.shape for name, value in run.single.items()}
     run.metrics, run.source_metrics = {}, {}
     run.origin = run.state = run._state(model, outputs)
+    run.statistics = run._calibration()
     return run
 
 

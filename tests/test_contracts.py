@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 # The options that a pass needs: a line per pass whose defaults are not enough to do something.
 OPTIONS: dict[str, dict[str, object]] = {
     "fold-batchnorm": {},
+    "merge-neurons": {"amount": 0.3},
+    "prune-channels": {"keep": 0.5},
+    "repair": {},
     "split-svd": {"energy": 0.6},
     "tidy-graph": {},
 }
 # Passes that find nothing to do in a net of the zoo; every other pair must act, or the net tests nothing.
 IDLE = {
     "fold-batchnorm": {"mlp", "residual", "shared_weights", "capturing", "transformer", "quantised"},
+    "merge-neurons": set(builders.ZOO) - {"mlp", "residual", "open"},
+    "prune-channels": {"shared_weights", "capturing", "quantised"},
+    "repair": set(builders.ZOO),  # it has the source before it: tests/test_repair.py damages it first
     "split-svd": {"shared_weights", "upsampling"},
     "tidy-graph": set(builders.ZOO) - {"open", "transformer"},
 }

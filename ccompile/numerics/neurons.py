@@ -34,14 +34,21 @@ class MergePlan:
 
 
 def merge_plan(
-    rows: Array, bias: Array, columns: Array, amount: int | None = None, cos_min: float = 0.0, scaled: bool = False
+    rows: Array,
+    bias: Array,
+    columns: Array,
+    amount: int | None = None,
+    cos_min: float = 0.0,
+    scaled: bool = False,
+    kind: Array | None = None,
 ) -> MergePlan:
     """Plan up to `amount` merges (all that qualify), each time the pair of least saliency.
 
     `rows[n, f]`, `bias[n]` produce the neurons; `columns[n, c]` is all that consumers read from each. `scaled` allows
     w_j ~ s w_i; only positively homogeneous activations may have it. A pair qualifies when its similarity is at least
     `cos_min` >= 0: the cosine of [w, b] if scaled, else 2 <w_i, w_j> / (|w_i|^2 + |w_j|^2), which is 1 for equal
-    rows only. If scaled, a neuron with w = 0 gives 0 and goes at no cost. At least one neuron stays.
+    rows only. If scaled, a neuron with w = 0 gives 0 and goes at no cost. At least one neuron stays. Only neurons of
+    equal `kind[n]` merge, where it is given.
 
     >>> plan = merge_plan(np.array([[1.0], [2.0], [-1.0]]), np.zeros(3), np.ones((3, 1)), cos_min=1.0, scaled=True)
     >>> plan.keep.tolist(), plan.M.tolist()
@@ -54,11 +61,14 @@ def merge_plan(
     full = np.column_stack([rows, bias]).astype(np.float64)
     columns, n = columns.astype(np.float64), len(rows)
     error, scale = _pairs(full, cos_min, scaled)
+    if kind is not None:
+        error[kind[:, None] != kind[None]] = np.inf
+    power = np.square(columns).sum(1)
     M, alive, partner = np.eye(n), np.ones(n, bool), error.argmin(1)
     order: list[int] = []
     saliencies: list[float] = []
     while alive.sum() > 1 and len(order) < (n if amount is None else amount):
-        cost = np.where(alive, _saliency(columns, error[np.arange(n), partner]), np.inf)
+        cost = np.where(alive, _saliency(power, error[np.arange(n), partner]), np.inf)
         j = int(cost.argmin())
         if not np.isfinite(cost[j]):
             break
@@ -66,6 +76,7 @@ def merge_plan(
         order.append(j)
         saliencies.append(float(cost[j]))
         columns[i] += s * columns[j]
+        power[i] = np.square(columns[i]).sum()
         M[:, i] += s * M[:, j]
         alive[j], error[:, j] = False, np.inf
         stale = partner == j
@@ -87,10 +98,10 @@ def merge_columns(W: Array, M: Array) -> Array:
     return merged.reshape(o, -1)
 
 
-def _saliency(columns: Array, error: Array) -> Array:
-    """Return |a_j|^2 error[j], infinite where the error is, also for a neuron that nobody reads."""
+def _saliency(power: Array, error: Array) -> Array:
+    """Return power[j] error[j], power = |a_j|^2; infinite where the error is, also for a neuron that nobody reads."""
     finite = np.isfinite(error)
-    return np.where(finite, np.square(columns).sum(1) * np.where(finite, error, 0.0), np.inf)
+    return np.where(finite, power * np.where(finite, error, 0.0), np.inf)
 
 
 def _pairs(rows: Array, cos_min: float, scaled: bool) -> tuple[Array, Array]:

@@ -150,3 +150,24 @@ def test_wrong_shapes_and_values_are_refused() -> None:
         merge_plan(np.ones((3, 2)), np.ones(3), np.ones((3, 1)), cos_min=-0.5)
     with pytest.raises(ValueError, match="does not split"):
         merge_columns(np.ones((1, 5)), np.eye(2))
+
+
+def test_only_neurons_of_one_kind_merge() -> None:
+    kind = np.array([0, 0, 1, 1, 1])
+    plan = merge_plan(np.ones((5, 3)), np.ones(5), np.ones((5, 2)), cos_min=1.0, kind=kind)
+    assert sorted(kind[plan.keep].tolist()) == [0, 1]
+    assert plan.M.sum(0).tolist() == [2.0, 3.0]
+    assert not (plan.M.astype(bool) & (kind[:, None] != kind[plan.keep])).any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_saliency_counts_what_earlier_merges_added(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, bias, columns = rng.normal(size=(8, 4)), rng.normal(size=8), rng.normal(size=(8, 3))
+    full = merge_plan(rows, bias, columns)
+    for k in range(1, len(full.order)):
+        so_far, j = merge_plan(rows, bias, columns, amount=k), full.order[k]
+        carried = so_far.M[:, so_far.keep == j].T @ columns
+        others = [i for i in so_far.keep if i != j]
+        gap = np.square(np.column_stack([rows, bias])[others] - np.append(rows[j], bias[j])).sum(1)
+        assert np.isclose(gap, full.saliency[k] / np.square(carried).sum()).any()

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ccompile.core import Array, Choice
+Array = npt.NDArray[Any]
 
 # Up to this many (site, budget unit) cells the dynamic program answers within a second.
 EXACT_CELLS = 2_000_000
@@ -45,17 +46,6 @@ class Curve:
             )
         if not (np.isfinite(self.errors).all() and np.isfinite(self.costs).all()):
             raise ValueError("a curve has an error or a cost that is not finite")
-
-    @staticmethod
-    def of(choices: Iterable[Choice], what: Literal["params", "macs"]) -> Curve:
-        """Return the curve of a pass's choices, counting `what`.
-
-        >>> Curve.of([Choice(1.0, 0.0, 8, 4), Choice(0.5, 0.3, 4, 2)], "macs").costs.tolist()
-        [4.0, 2.0]
-        """
-        pairs = [(choice.error, getattr(choice, what)) for choice in choices]
-        table = np.array(pairs, np.float64).reshape(-1, 2)
-        return Curve(table[:, 0], table[:, 1])
 
 
 def allocate(curves: Sequence[Curve], budget: float, sensitivity: Sequence[float] | None = None) -> list[int]:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccompile import allocate as module
-from ccompile.allocate import Curve, allocate, allocate_interacting, exact
-from ccompile.core import Array, Choice
+from ccompile.core import Array
+from ccompile.numerics import allocation as module
+from ccompile.numerics.allocation import Curve, allocate, allocate_interacting, exact
 
 
 def curves_of(seed: int, sites: int = 4, options: int = 5, convex: bool = False, whole: bool = True) -> list[Curve]:
@@ -154,12 +154,6 @@ def test_large_costs_with_a_common_divisor_stay_exact() -> None:
     curves = [Curve(curve.errors, curve.costs * 36_864 + 7) for curve in curves_of(5)]
     budget = budget_of(curves, 0.4)
     assert error(curves, exact(curves, budget)) == pytest.approx(brute_force(curves, budget))
-
-
-def test_curves_come_from_choices() -> None:
-    curve = Curve.of([Choice(1.0, 0.0, 100, 10), Choice(0.5, 0.2, 50, 5)], "params")
-    assert curve.costs.tolist() == [100, 50]
-    assert curve.errors.tolist() == [0.0, 0.2]
 
 
 def test_many_sites_spend_nearly_the_whole_budget() -> None:

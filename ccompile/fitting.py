@@ -1,0 +1,146 @@
+"""Refit linear layers, in topological order, to the source's outputs on the inputs that a changed graph really makes.
+
+W', b' = argmin |Y - W X - b|^2 + ridge |W - W0|^2 per layer, X the inputs now, Y the source's outputs; the mean goes
+into the bias where the layer has one. Never worse than W0 on the calibration rows.
+Source: He et al. 2017, arXiv:1707.06168 (asymmetric least squares); Zhang et al. 2015, arXiv:1505.06798 (sequential).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ccompile import graph
+from ccompile.analysis import linear
+from ccompile.core import Array, Chain
+from ccompile.moments import Layer, Moments
+from ccompile.numerics import least_squares, shrinkage
+
+WIDEST = 8192  # columns per group: beyond, a layer's Gram matrix is too large to factor
+
+
+@dataclass(frozen=True)
+class Was:
+    """A layer as the source has it, and which of its output channels (flat over groups) are left; None means all."""
+
+    layer: Layer
+    kept: Array | None = None
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """What a refit did to one layer: the lost share of the target's variance before and after, on calibration rows."""
+
+    name: str
+    before: float
+    after: float
+
+
+def forms(model: ir.Model) -> dict[str, Was]:
+    """Return the layers of a graph by node name, whole."""
+    found = ((str(node.name), linear.layer(node)) for node in model.graph)
+    return {name: Was(form) for name, form in found if isinstance(form, Layer)}
+
+
+def refusal(node: ir.Node, form: Layer) -> str:
+    """Return why a layer cannot be fitted at all, or nothing."""
+    if form.columns > WIDEST:
+        return f"it has more than {WIDEST} columns per group"
+    weight = graph.constant(node.inputs[form.weight])
+    if weight is None or not (weight.dtype.kind == "f" or weight.dtype.name == "bfloat16"):
+        return "its weight is not of a float type"
+    if form.op != "MatMul" and linear.bias(node, form) is None:
+        return "its bias is not one constant per channel"
+    return ""
+
+
+def is_fittable(node: ir.Node, form: Layer) -> bool:
+    """Return whether a layer's weight can be replaced by a fitted one: plain, read once, not too wide."""
+    return not refusal(node, form) and not graph.weight_refusal(node.inputs[form.weight])
+
+
+def refit(
+    model: ir.Model, wanted: Iterable[str], was: Mapping[str, Was], chain: Chain, ridge: float | None
+) -> list[Refitted]:
+    """Refit the named layers of `model`, in its order; `was` says what each is in the source. Others are passed by.
+
+    ridge: relative to each column's own H_jj; None shrinks each layer's covariance as its sample size asks (OAS).
+    """
+    names = set(wanted)
+    found = []
+    for node in list(model.graph):
+        name = str(node.name)
+        form = linear.layer(node) if name in names and name in was else ""
+        if isinstance(form, Layer) and is_fittable(node, form):
+            moments = chain.moments(form, was[name].layer, was[name].kept)
+            found.append(_refit_layer(node, form, moments, ridge))
+    return found
+
+
+def _refit_layer(node: ir.Node, form: Layer, moments: Moments, ridge: float | None) -> Refitted:
+    W0, b0 = linear.matrix(node, form), linear.bias(node, form)
+    assert b0 is not None
+    W, b = solve(moments, W0, b0, ridge)
+    before, after = lost(moments, W0, b0), lost(moments, W, b)
+    if after > before:
+        return Refitted(form.name, before, before)
+    linear.store(node, form, W, None if form.op == "MatMul" else b)
+    return Refitted(form.name, before, after)
+
+
+def solve(moments: Moments, W0: Array, b0: Array, ridge: float | None) -> tuple[Array, Array]:
+    """Return the fitted W[g, o, d] and b[g, o]; a MatMul has no bias: its b is b0."""
+    centred = moments.layer.op != "MatMul"
+    W = np.stack([_fit(moments, index, W0[index], ridge, centred) for index in range(moments.layer.groups)])
+    return W, moments.mean_y - np.einsum("god,gd->go", W, moments.mean_x) if centred else b0
+
+
+def lost(moments: Moments, W: Array, b: Array) -> float:
+    """Return E|Y - W X - b|^2 over the target's variance."""
+    power = max(float(moments.power.sum()), 1e-30)
+    if moments.x is not None and moments.y is not None:
+        predicted = moments.x @ W.transpose(0, 2, 1) + b[:, None]
+        return float(np.square(moments.y - predicted).sum()) / power
+    assert moments.xx is not None
+    assert moments.yx is not None
+    n = moments.rows
+    quadratic = ((W @ moments.xx - 2 * moments.yx) * W).sum() + moments.yy.sum()
+    linear_part = 2 * (b * (np.einsum("god,gd->go", W, moments.sx) - moments.sy)).sum() + n * np.square(b).sum()
+    return max(float(quadratic + linear_part), 0.0) / power
+
+
+def affine(moments: Moments, W: Array, b: Array, shrink: float) -> tuple[Array, Array]:
+    """Return g W, g b + t with the per-channel g y + t nearest the target; see least_squares.affine_repair.
+
+    shrink 0 only moves the means. A MatMul has no bias: its slope runs through the origin.
+    """
+    n, (H, C) = moments.rows, moments.centred()
+    mean, target = np.einsum("god,gd->go", W, moments.mean_x) + b, moments.mean_y
+    variance, covariance = ((W @ H) * W).sum(-1) / n, (W * C).sum(-1) / n
+    variance = np.where(variance > 1e-12 * np.square(mean), variance, 0.0)  # below is what rounding leaves of none
+    if moments.layer.op == "MatMul":
+        variance, covariance = variance + np.square(mean), covariance + mean * target
+        mean = target = np.zeros_like(b)
+    g, t = least_squares.affine_repair(mean, variance, covariance, target, shrink)
+    return g[:, :, None] * W, g * b + t
+
+
+def _fit(moments: Moments, index: int, W0: Array, ridge: float | None, centred: bool) -> Array:
+    if moments.x is not None and moments.y is not None:
+        x, y = moments.x[index], moments.y[index]
+        if centred:
+            x, y = x - x.mean(0), y - y.mean(0)
+        R, scale = shrinkage.standardised(x.T @ x)
+        chosen = shrinkage.ridge_of(R, len(x)) if ridge is None else ridge
+        return least_squares.refit_wide(x / scale, y, W0 * scale, chosen).W / scale
+    assert moments.xx is not None
+    assert moments.yx is not None
+    H, C = moments.xx[index], moments.yx[index]
+    if centred:
+        H, C = least_squares.center(H, C, moments.mean_x[index], moments.mean_y[index], moments.rows)
+    R, scale = shrinkage.standardised(H)
+    chosen = shrinkage.ridge_of(R, moments.rows) if ridge is None else ridge
+    return least_squares.refit(R, C / scale, W0 * scale, chosen).W / scale

@@ -1,0 +1,273 @@
+"""Calibration statistics of linear layers: Gram matrices of their real inputs, and cross moments with target outputs.
+
+`collect` observes one graph in one sweep over the calibration set. `Chain` advances the source and the current graph
+side by side from layer to layer, holding only the tensors that are live at the cut, so that a sequential fit of a whole
+network costs one forward pass of each graph, however deep it is. Batches stream; what is held beyond HELD_BYTES lies on
+disk.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ccompile import graph, runtime
+from ccompile.analysis import linear
+from ccompile.comparison import class_axis
+from ccompile.core import Array
+from ccompile.errors import PassError
+from ccompile.moments import ChannelMoments, Layer, Moments
+from ccompile.recording import HELD_BYTES, Recording
+from ccompile.runtime import Feeds, Outputs, Settings
+
+ROWS = 32_768  # rows kept per layer: a seeded sample of all rows
+PROBE = 4  # every PROBE-th batch is kept out of `moments`, for `impact`: what a curve costs is measured on fresh inputs
+Batches = Callable[[], Iterable[Feeds]]
+
+
+class Calibration:
+    """The calibration set of a compile, as passes see it (core.Statistics)."""
+
+    def __init__(self, source: ir.Model, batches: Batches, settings: Settings, seed: int = 0, cap: int = ROWS) -> None:
+        self.source, self.batches, self.settings = source, batches, settings
+        self.seed, self.cap = seed, cap
+        self.count = sum(1 for _ in batches())
+        self._reference: Recording | None = None
+        if not self.count:
+            raise PassError("the calibration data is empty")
+
+    def moments(self, model: ir.Model, layers: Sequence[Layer]) -> Mapping[str, Moments]:
+        """Return the moments of the layers of one graph by node name, the graph's own outputs as targets.
+
+        One inference of each batch that `impact` does not use, or several when the observed tensors of all layers
+        exceed HELD_BYTES.
+        """
+        found = {layer.name: Moments(layer) for layer in layers}
+        for group in self._groups(model, layers):
+            names = sorted({name for layer in group for name in (layer.input, layer.output)})
+            session = runtime.Session(model, self.settings, names)
+            for index, feeds in enumerate(self.batches()):
+                if self._is_probe(index):
+                    continue
+                inner = [name for name in names if name not in feeds]
+                values = session.run(feeds, inner) | {name: feeds[name] for name in names if name in feeds}
+                for layer in group:
+                    x, y = values[layer.input], values[layer.output]
+                    self.add(found[layer.name], index, x, y, layer, None)
+        return found
+
+    def _groups(self, model: ir.Model, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+        seen = runtime.observed_shapes(model, next(iter(self.batches())), self.settings)
+        sizes = {name: kind.nbytes or 0 for name, kind in seen.items()}
+        group: list[Layer] = []
+        held = 0
+        for layer in layers:
+            size = sizes.get(layer.input, 0) + sizes.get(layer.output, 0)
+            if group and held + size > HELD_BYTES:
+                yield group
+                group, held = [], 0
+            group.append(layer)
+            held += size
+        if group:
+            yield group
+
+    def add(
+        self,
+        moments: Moments,
+        batch: int,
+        x: Array,
+        y: Array,
+        target: Layer,
+        kept: Array | None,
+        minus: Array | None = None,
+    ) -> None:
+        """Add sampled rows of one batch: x of moments.layer, y of `target`, of whose channels `kept` are wanted.
+
+        minus: what an Add behind the layer will add to its output; it is taken off the target.
+        """
+        form = moments.layer
+        count = linear.row_count(target, y.shape)
+        quota = max(1, -(-self.cap // self.count))
+        picks = np.arange(count)
+        if count > quota:
+            rng = np.random.default_rng([self.seed, batch, *form.output.encode()])
+            picks = np.sort(rng.choice(count, quota, replace=False))
+        rows = linear.output_rows(target, y, picks)
+        if kept is not None:
+            flat = rows.transpose(1, 0, 2).reshape(len(picks), -1)[:, kept]
+            rows = flat.reshape(len(picks), form.groups, form.out).transpose(1, 0, 2)
+        if minus is not None:
+            rows = rows - linear.output_rows(form, minus, picks)
+        columns = linear.input_rows(form, x, y.shape, picks)
+        wide = moments.x is not None if moments.rows else form.columns > min(self.cap, count * self.count)
+        moments.add(columns, rows, count, wide)
+
+    def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
+        """Return a walk through the source, or another reference, and `model`, layer by layer."""
+        return Chain(self, model, reference or self.source)
+
+    def impact(self, model: ir.Model) -> float:
+        """Return how far a graph's outputs are from the source's, on batches that `moments` has not seen.
+
+        Mean KL divergence of the softmax over classes where an output has classes, else the relative squared error;
+        summed over outputs. With fewer than PROBE batches all are used.
+        """
+        if self._reference is None:
+            self._reference = Recording()
+            for outputs in runtime.outputs_of(self.source, self._probes(), self.settings):
+                self._reference.append(outputs)
+        mine = runtime.outputs_of(model, self._probes(), self.settings)
+        return float(np.mean([divergence(a, b) for a, b in zip(mine, self._reference, strict=True)]))
+
+    def _is_probe(self, index: int) -> bool:
+        return self.count >= PROBE and index % PROBE == PROBE - 1
+
+    def _probes(self) -> Iterator[Feeds]:
+        return (feeds for index, feeds in enumerate(self.batches()) if self.count < PROBE or self._is_probe(index))
+
+
+def divergence(candidate: Outputs, reference: Outputs) -> float:
+    """Return the mean KL divergence (softmax over classes) or relative squared error, summed over float outputs."""
+    total = 0.0
+    for name, expected in reference.items():
+        if not isinstance(expected, np.ndarray) or expected.dtype.kind != "f":
+            continue
+        a, b = (np.asarray(value, np.float64) for value in (candidate[name], expected))
+        axis = class_axis(expected)
+        if axis is None:
+            total += float(np.square(a - b).sum() / max(np.square(b).sum(), 1e-30))
+            continue
+        p, q = (_log_probabilities(value, axis) for value in (b, a))
+        total += float((np.exp(p) * (p - q)).sum(axis).mean())
+    return total
+
+
+def _log_probabilities(scores: Array, axis: int) -> Array:
+    """Return log-probabilities, of scores through softmax, of probabilities (summing to 1) as they are."""
+    if scores.min() >= 0 and np.abs(scores.sum(axis) - 1).max() < 1e-3:
+        log: Array = np.log(np.clip(scores, 1e-12, None))
+        return log
+    shifted = scores - scores.max(axis, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+    return result
+
+
+class _Walker:
+    """One graph on its way through the calibration set: what is live at the cut, batch by batch."""
+
+    def __init__(self, model: ir.Model, batches: Batches, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.nodes = list(model.graph)
+        self.index = {str(node.name): at for at, node in enumerate(self.nodes)}
+        self.at = 0
+        self.live = Recording()
+        for feeds in batches():
+            self.live.append(dict(feeds))
+
+    def advance(self, to: int, wanted: str) -> None:
+        """Run nodes[at:to] on every batch and keep what later nodes read, and `wanted`."""
+        part = self.nodes[self.at : to]
+        needed = {wanted} | {str(value.name) for value in runtime.read_values(self.nodes[to:])}
+        made = {str(output.name) for node in part for output in node.outputs if output.name}
+        kept = Recording()
+        session: runtime.Session | None = None
+        for values in self.live:
+            passing = {name: value for name, value in values.items() if name in needed}
+            if made & needed:
+                if session is None:
+                    dtypes = {name: np.asarray(value).dtype for name, value in values.items()}
+                    small = runtime.part_of(self.model, part, dtypes, sorted(made & needed))
+                    session = runtime.Session(small, self.settings)
+                passing |= session.run({name: v for name, v in values.items() if name in session.inputs})
+            kept.append(passing)
+        self.live, self.at = kept, to
+
+    def values(self, name: str) -> Iterator[Array]:
+        """Yield a live value, batch by batch."""
+        return (np.asarray(outputs[name]) for outputs in self.live)
+
+
+class Chain:
+    """Source and current graph, side by side, layer by layer in the current graph's order."""
+
+    def __init__(self, calibration: Calibration, current: ir.Model, source: ir.Model) -> None:
+        self.calibration = calibration
+        self.source = _Walker(source, calibration.batches, calibration.settings)
+        self.current = _Walker(current, calibration.batches, calibration.settings)
+        self.producer = {str(output.name): at for at, node in enumerate(self.source.nodes) for output in node.outputs}
+        first = next(iter(calibration.batches()))
+        self.shapes, self.source_shapes = (
+            {name: kind.shape for name, kind in runtime.observed_shapes(model, first, calibration.settings).items()}
+            for model in (current, calibration.source)
+        )
+
+    def moments(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:
+        """Return the moments of a layer's current inputs with the source's outputs at the value of the same name.
+
+        Layers must be asked for in topological order. target: the layer in the source, when its channels were cut;
+        kept: which of the target's channels, flat over groups, the layer still has. Raises PassError when the source
+        has no such value, or, without `kept`, one of another shape.
+        """
+        self._check(layer.name, layer.output, same_shape=kept is None)
+        self.current.advance(max(self.current.index[layer.name], self.current.at), layer.input)
+        goal, other = self._goal(layer)
+        self._reach(layer.name, goal)
+        found = Moments(layer)
+        triples = zip(
+            self.current.values(layer.input),
+            self.source.values(goal),
+            self.current.values(other) if other else itertools.repeat(None),
+            strict=False,
+        )
+        for index, (x, y, minus) in enumerate(triples):
+            self.calibration.add(found, index, x, y, target or layer, kept, minus)
+        return found
+
+    def channels(self, node: str, value: str, target: str) -> ChannelMoments:
+        """Return the moments per channel (axis 1) of what a node reads now, with the source's `target` as target.
+
+        Nodes must be asked for in topological order, as in `moments`. Raises PassError when the source has no value
+        `target` of the shape that it has now.
+        """
+        self._check(node, target, same_shape=True)
+        self.current.advance(max(self.current.index[node], self.current.at), value)
+        self._reach(node, target)
+        found = ChannelMoments()
+        for x, y in zip(self.current.values(value), self.source.values(target), strict=True):
+            found.add(x, y)
+        return found
+
+    def _check(self, node: str, target: str, same_shape: bool) -> None:
+        if target not in self.producer:
+            raise PassError(f"the source has no value `{target}` to fit to", f"node {node}")
+        now, then = self.shapes.get(target), self.source_shapes.get(target)
+        if same_shape and now != then:
+            raise PassError(f"`{target}` had another shape in the source: {then}, now {now}", f"node {node}")
+
+    def _reach(self, node: str, target: str) -> None:
+        """Advance the source until it has made `target`, and hold it."""
+        if self.producer[target] < self.source.at and target not in next(iter(self.source.live), {}):
+            raise PassError(f"the source makes `{target}` before what other layers were fitted to", f"node {node}")
+        self.source.advance(max(self.producer[target] + 1, self.source.at), target)
+
+    def _goal(self, layer: Layer) -> tuple[str, str]:
+        """Return the source's value to fit to, and the current value that will be added to the layer's output.
+
+        Where only an Add reads the layer and its other operand is there already (a residual path), the sum is the
+        goal, so that the fit also makes up for what the other path has lost; else the layer's own output.
+        """
+        output = graph.node_named(self.current.model.graph, layer.name).outputs[0]
+        reader = graph.only_use(output)
+        if reader is None or reader.op_type != "Add" or reader.domain not in ("", "ai.onnx"):
+            return layer.output, ""
+        other = next((str(v.name) for v in reader.inputs if v is not None and v is not output), "")
+        total = str(reader.outputs[0].name)
+        held = next(iter(self.current.live), {})
+        if total not in self.producer or other not in held:
+            return layer.output, ""
+        if self.shapes.get(other) != self.shapes.get(layer.output):
+            return layer.output, ""
+        return total, other

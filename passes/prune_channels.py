@@ -1,0 +1,441 @@
+"""Remove whole channels, and refit the layers that read them so that they lose the least output.
+
+A group of coupled channels (everything that must shrink together: producers, normalisation, residual and concatenated
+paths, consumers) loses units one by one. Dropping the columns u of y = W x costs, after the best repair of the rest,
+
+    tr( W_u ([H^-1]_uu)^-1 W_u^T ),   H = E[x x^T] centred (the mean goes into the bias),
+
+summed over all consumers, each relative to its own output power. H is shrunk as its sample size asks (OAS). A budget
+is spent over all groups by what each does to the outputs, measured on calibration inputs that the fit has not seen. At
+the end the layers are refitted in topological order, W' = argmin |Y - W' X'|^2, with the inputs X' that the pruned
+graph really makes and the outputs Y of the graph before the step.
+
+Fires:  groups that nothing pins (graph outputs, unknown ops, ... do), whose readers are plain linear layers.
+Error:  measured on calibration data per group: the share of the consumers' output power that is lost.
+Cost:   parameters and multiply-adds fall with the product of the channels kept on both sides.
+Source: He et al. 2017, arXiv:1707.06168; Kurtic et al. 2023 (ZipLM), arXiv:2302.04089; Li et al. 2017, arXiv:1608.08710
+        (l1); He et al. 2019, arXiv:1811.00250 (geometric median).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field, model_validator
+
+from ccompile import fitting, graph, surgery
+from ccompile.analysis import cuts, linear
+from ccompile.analysis.channels import Group, channels
+from ccompile.analysis.cuts import Reader
+from ccompile.core import Array, Choice, Compression, Kind, Site, Skip, Statistics, View
+from ccompile.declaration import Declaration
+from ccompile.errors import PassError
+from ccompile.fitting import WIDEST, Was
+from ccompile.moments import Layer, Moments
+from ccompile.numerics import allocation, obs, saliency, shrinkage
+from ccompile.numerics.obs import Consumer, Trace
+
+LEVELS = (0.75, 0.5, 0.25)  # shares of a group kept when its impact on the outputs is measured
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Budget(Declaration):
+    """A share of the source model's cost that the result may have; exactly one."""
+
+    macs: Share | None = Field(None, description="multiply-accumulates")
+    params: Share | None = Field(None, description="parameters")
+    stored_bytes: Share | None = Field(None, description="bytes in the file")
+    seconds: Share | None = Field(None, description="estimated seconds on the target, in its channel multiples")
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if len(self.given) != 1:
+            raise ValueError("give exactly one of `macs`, `params`, `stored_bytes` and `seconds`")
+        return self
+
+    @property
+    def given(self) -> list[tuple[str, float]]:
+        """Return what is budgeted and its share."""
+        return [(name, value) for name, value in self.model_dump().items() if value is not None]
+
+
+class PruneChannels(Compression):
+    """Options of prune-channels: exactly one of keep and error."""
+
+    kind: ClassVar[Kind] = "lossy"
+    after: ClassVar[tuple[str, ...]] = ("fold-batchnorm",)
+
+    keep: Share | Annotated[int, Field(ge=2)] | Budget | None = Field(
+        None, description="share or number of units kept in every group, or a share of the source's cost to spend"
+    )
+    error: float | None = Field(None, ge=0, lt=1, description="share of the consumers' output power lost per group")
+    layers: dict[str, Share | Annotated[int, Field(ge=2)]] = Field(
+        {}, description="share or number kept where a producer's name fits the glob, instead of `keep`"
+    )
+    criterion: Literal["reconstruction", "l1", "l2", "geometric-median", "random"] = Field(
+        "reconstruction", description="which units go first"
+    )
+    coupled: bool = Field(True, description="prune groups of several producers or consumers too (residual spines)")
+    align: int = Field(1, ge=1, le=1024, description="keep a multiple of this many units")
+    refit: Literal["none", "readers", "all"] = Field(
+        "all", description="layers refitted to calibration data in topological order: those that read a cut, or all"
+    )
+    ridge: float | None = Field(
+        None, ge=0, le=1, description="ridge of all fits, relative to each column's variance; by default as samples ask"
+    )
+    sensitivity: bool = Field(True, description="for a budget, measure what each group does to the outputs")
+    statistics: Literal["calibration", "weights"] = Field(
+        "calibration", description="fit to calibration data, or, without any, in the metric of the weights alone"
+    )
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> PruneChannels:
+        if (self.keep is None) == (self.error is None):
+            raise ValueError("give exactly one of `keep` and `error`")
+        return self
+
+    def sites(self, view: View) -> list[Site | Skip]:
+        """Return the groups that may shrink, and why the others may not."""
+        found: list[Site | Skip] = []
+        for group in view.ask(channels).groups:
+            if group.pinned:
+                found += [Skip(skip.node, f"group `{group.name}`: {skip.reason}") for skip in group.pinned[:1]]
+                continue
+            producers = [member.node for member in group.by_role("producer")]
+            excluded = [skip for name in producers if (skip := view.excluded(graph.node_named(view.graph, name)))]
+            layers = cuts.readers(view.model, group)
+            if excluded:
+                found.append(excluded[0])
+            elif isinstance(layers, str):
+                found.append(Skip(group.name, layers))
+            elif reason := self._refusal(group, layers):
+                found.append(Skip(group.name, reason))
+            else:
+                nodes = tuple(dict.fromkeys((group.name, *producers)))
+                found.append(Site(nodes, f"{group.size} units", output=layers[0].layer.output))
+        return found
+
+    def _refusal(self, group: Group, layers: Sequence[Reader]) -> str:
+        if group.size < 2:
+            return "it has one unit only"
+        if any(reader.layer.columns > WIDEST for reader in layers):
+            return f"a layer with more than {WIDEST} columns per group reads it"
+        producers = {m.node for m in group.by_role("producer")}
+        if not self.coupled and (len(producers) > 1 or len({reader.layer.name for reader in layers}) > 1):
+            return "it is shared by several layers (coupled: false)"
+        return ""
+
+    def choices(self, site: Site, view: View) -> list[Choice]:
+        """Return every number of units that may stay; error is the share of the consumers' output power lost."""
+        group = view.ask(channels).named(site.nodes[0])
+        order, loss = self._order(group, view)
+        base = _cost_of_group(view, group, order, loss)
+        return [c for c in base if c.strength == group.size or int(c.strength) % self.align == 0]
+
+    def _order(self, group: Group, view: View) -> tuple[Array, Array]:
+        """Return the removal order of the units and the loss after each removal."""
+        trace = view.once(("trace", group.name), lambda: self._trace(group, view))
+        return trace.order, trace.loss
+
+    def _trace(self, group: Group, view: View) -> Trace:
+        consumers = self._consumers(group, view)
+        if self.criterion == "reconstruction":
+            return obs.remove_units(consumers, 0.0, limit=group.size - 1)
+        scores = self._scores(group, view)
+        order = np.argsort(scores, kind="stable")[: group.size - 1]
+        loss = np.cumsum(np.square(scores[order])) / max(float(np.square(scores).sum()), 1e-30)
+        return Trace(order, loss, group.size, (0.0,) * len(consumers))
+
+    def _scores(self, group: Group, view: View) -> Array:
+        """Return the importance of each unit from its producers' rows."""
+        if self.criterion == "random":
+            return saliency.random_scores(group.size, view.rng)
+        measure = {"l1": saliency.l1_norms, "l2": saliency.l2_norms, "geometric-median": saliency.median_distances}
+        total = np.zeros(group.size)
+        for member in group.by_role("producer"):
+            value = graph.node_named(view.graph, member.node).inputs[member.input]
+            array = graph.constant(value)
+            if array is None or array.ndim < 2:
+                continue
+            rows = np.moveaxis(array, member.axis, 0).reshape(array.shape[member.axis], -1).astype(np.float64)
+            known = member.unit >= 0
+            np.add.at(total, member.unit[known], measure[self.criterion](rows)[known])
+        return total
+
+    def _consumers(self, group: Group, view: View) -> list[Consumer]:
+        found = []
+        layers = cuts.readers(view.model, group)
+        assert not isinstance(layers, str)
+        for reader in layers:
+            moments = self._moments(view)[reader.layer.name] if self.statistics == "calibration" else None
+            metrics = _metrics(view, reader.layer, moments, self.ridge)
+            squares = sum(float(np.square(metric.W).sum()) for metric in metrics)
+            power = squares if moments is None else float(moments.power.sum())
+            weight = 1.0 / power if power > 0 else 0.0
+            for index, metric in enumerate(metrics):
+                found.append(Consumer(metric.W, metric.H, reader.unit[index], weight, metric.mean, metric.count))
+        return found
+
+    def _moments(self, view: View) -> Mapping[str, Moments]:
+        """Return the moments of all layers that read any group, observed once."""
+        stats = view.stats
+        if stats is None:
+            raise PassError(
+                "prune-channels fits to calibration data, and the spec gives none",
+                hint="Give `data.calibration`, or the step `statistics: weights`.",
+            )
+
+        def observe() -> Mapping[str, Moments]:
+            forms: dict[str, Layer] = {}
+            for group in view.ask(channels).free:
+                layers = cuts.readers(view.model, group)
+                for reader in () if isinstance(layers, str) else layers:
+                    if reader.layer.columns <= WIDEST:
+                        forms[reader.layer.name] = reader.layer
+            return stats.moments(view.model, list(forms.values()))
+
+        moments: Mapping[str, Moments] = view.once("moments", observe)
+        return moments
+
+    def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
+        """Return the choice that `layers`, `keep` or `error` ask for."""
+        size = int(choices[0].strength)
+        wanted = next(
+            (value for glob, value in self.layers.items() if any(fnmatch.fnmatchcase(n, glob) for n in site.nodes)),
+            None if isinstance(self.keep, Budget) else self.keep,
+        )
+        if wanted is not None:
+            count = wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted))
+            fitting = [choice for choice in choices if choice.strength >= min(count, size)]
+        else:
+            fitting = [choice for choice in choices if choice.error <= (self.error or 0.0)]
+        if fitting[-1].strength == size:
+            return Skip(site.nodes[0], f"all {size} units stay")
+        return fitting[-1]
+
+    def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
+        """Spend a budget over all groups, or pick group by group."""
+        if not isinstance(self.keep, Budget) or not curves:
+            return super().plan(curves, view)
+        groups = [view.ask(channels).named(site.nodes[0]) for site, _ in curves]
+        allowed = [_allowed(self.layers, site, choices) for site, choices in curves]
+        cost, limit = self._cost(groups, view)
+        kept = [np.array([choice.strength for choice in choices]) for choices in allowed]
+        errors = [np.array([choice.error for choice in choices]) for choices in allowed]
+
+        def price(options: Array) -> Array:
+            return cost(np.stack([kept[site][options[:, site]] for site in range(len(kept))], axis=1))
+
+        if self.sensitivity and view.stats is not None:
+            pairs = zip(curves, groups, allowed, strict=True)
+            errors = [self._impacts(choices, group, rest, view.stats, view) for (_, choices), group, rest in pairs]
+        try:
+            options = allocation.allocate_interacting(errors, price, limit)
+        except ValueError as error:
+            raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more groups.") from error
+        chosen = [choices[option] for choices, option in zip(allowed, options, strict=True)]
+        return [
+            Skip(site.nodes[0], "the budget leaves all its units") if c.strength == group.size else c
+            for (site, _), group, c in zip(curves, groups, chosen, strict=True)
+        ]
+
+    def _cost(self, groups: Sequence[Group], view: View) -> tuple[cuts.Price, float]:
+        """Return the cost of kept[m, site] units in the budget's measure, and its limit."""
+        assert isinstance(self.keep, Budget)
+        assert view.costs is not None
+        (what, share), source, now = self.keep.given[0], view.costs.source, view.costs.report(view.model)
+        if what in ("params", "stored_bytes"):
+            by_constant = cuts.weight_costs(view.model, groups, what)
+        else:
+            index = 0 if what == "macs" else 1
+            by_constant = {(name, 1): float(c[index]) for name, c in view.costs.nodes(view.model).items() if c[index]}
+        parts = cuts.terms(groups, by_constant, [self._order(group, view)[0] for group in groups])
+        fixed = float(getattr(now, what)) - sum(part.cost for part in parts)
+        if what in ("params", "stored_bytes") and self.refit != "none" and self.statistics == "calibration":
+            lacking = [f.layer for f in fitting.forms(view.model).values() if f.layer.op != "MatMul"]
+            lacking = [f for f in lacking if len(graph.node_named(view.graph, f.name).inputs) < 3]
+            fixed += sum(f.groups * f.out for f in lacking) * (1 if what == "params" else 4)  # biases that a fit adds
+        align = view.target.align if what == "seconds" else None
+        price = cuts.total_cost(parts, fixed, align)
+        return price, share * float(getattr(source, what))
+
+    def _impacts(
+        self, choices: Sequence[Choice], group: Group, wanted: Sequence[Choice], stats: Statistics, view: View
+    ) -> Array:
+        """Return what each wanted choice does to the outputs, measured by cutting this group alone at LEVELS.
+
+        Between the measured levels, log impact runs linearly over log error; outside, in proportion to the error.
+        """
+        points: dict[float, float] = {}
+        for level in LEVELS:
+            choice = min(choices, key=lambda c: abs(c.strength - level * group.size))
+            if choice.error > 0 and choice.strength < group.size:
+                trial = graph.copy(view.model)
+                self._cut(trial, {group: self._keep(group, choice, view)}, view)
+                points[choice.error] = max(stats.impact(trial), 1e-12)
+        return _interpolated(points, np.array([choice.error for choice in wanted]))
+
+    def _keep(self, group: Group, choice: Choice, view: View) -> Array:
+        order, _ = self._order(group, view)
+        keep = np.ones(group.size, bool)
+        keep[order[: group.size - int(choice.strength)]] = False
+        return keep
+
+    def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
+        """Cut all groups at once, then refit every layer that reads them in topological order."""
+        found = {group.name: group for group in view.ask(channels).groups}
+        keeps = {found[site.nodes[0]]: self._keep(found[site.nodes[0]], choice, view) for site, choice in plan}
+        if not keeps:
+            return []
+        was, before = fitting.forms(view.model), graph.copy(view.model)
+        rows = _kept_rows(keeps, was)
+        touched = self._cut(view.model, keeps, view)
+        view.changed()
+        if self.refit != "none" and self.statistics == "calibration" and view.stats is not None:
+            wanted = touched if self.refit == "readers" else _from_first(touched, was)
+            goals = {name: Was(known.layer, rows.get(name)) for name, known in was.items()}
+            fitting.refit(view.model, wanted, goals, view.stats.chain(view.model, before), self.ridge)
+        return [
+            Site(
+                site.nodes,
+                f"{int(choice.strength)} of {found[site.nodes[0]].size} units kept, predicted error {choice.error:.3g}"
+                + (", in the metric of the weights alone" if self.statistics == "weights" else ""),
+                output=site.output,
+            )
+            for site, choice in plan
+        ]
+
+    def _cut(self, model: ir.Model, keeps: Mapping[Group, Array], view: View) -> set[str]:
+        """Repair the readers' weights for what they lose, then remove it; return the readers' names."""
+        gone: dict[str, tuple[Layer, Array]] = {}
+        for group, keep in keeps.items():
+            layers = cuts.readers(model, group)
+            assert not isinstance(layers, str)
+            for reader in layers:
+                lost = (reader.unit >= 0) & ~keep[reader.unit]
+                form, before = gone.get(reader.layer.name, (reader.layer, np.zeros_like(lost)))
+                gone[reader.layer.name] = form, before | lost
+        rows = _kept_rows(keeps, fitting.forms(model))
+        nodes = {name: graph.node_named(model.graph, name) for name in gone}
+        new = {name: self._repair(nodes[name], form, lost, view) for name, (form, lost) in gone.items()}
+        surgery.remove(model, dict(keeps))
+        for name, bias in new.items():
+            if bias is not None and bias.any():  # no group knows of it: it is cut here
+                graph.replace_constant(nodes[name], 2, bias[rows[name]] if name in rows else bias)
+        return set(gone)
+
+    def _repair(self, node: ir.Node, form: Layer, lost: Array, view: View) -> Array | None:
+        """Make up for lost columns in the others and the bias; return the bias if the node had no input for one."""
+        if self.statistics != "calibration" or self.refit == "none" or not fitting.is_fittable(node, form):
+            return None
+        moments = self._moments(view)[form.name]
+        weights, shifts = [], []
+        for index, metric in enumerate(_metrics(view, form, moments, self.ridge)):
+            unit = np.where(lost[index], 0, -1)
+            consumer = Consumer(metric.W, metric.H, unit, 1.0, metric.mean, metric.count)
+            W, shift = obs.repair(consumer, np.zeros(0, np.int64), 0.0)
+            weights.append(W)
+            shifts.append(shift)
+        old = linear.bias(node, form) if form.op != "MatMul" else None
+        bias = None if old is None else old + np.stack(shifts)
+        if len(node.inputs) > 2:
+            linear.store(node, form, np.stack(weights), bias)
+            return None
+        linear.store(node, form, np.stack(weights), None)
+        return None if bias is None else bias.reshape(-1).astype(linear.matrix_dtype(node, form))
+
+
+class _Metric:
+    """One group of a layer: W[o, d], H[d, d], and the mean and count that centre it where a bias can absorb it."""
+
+    def __init__(self, W: Array, H: Array, mean: Array | None, count: int) -> None:
+        self.W, self.H, self.mean, self.count = W, H, mean, count
+
+
+def _metrics(view: View, form: Layer, moments: Moments | None, ridge: float | None) -> list[_Metric]:
+    node = graph.node_named(view.graph, form.name)
+    W = linear.matrix(node, form)
+    if moments is None:
+        return [_Metric(W[g], np.eye(form.columns), None, 0) for g in range(form.groups)]
+    has_bias = form.op != "MatMul" and linear.bias(node, form) is not None
+    found = []
+    for g in range(form.groups):
+        H = moments.xx[g] if moments.xx is not None else _gram(moments, g)
+        mean = moments.mean_x[g] if has_bias else None
+        spread = H if mean is None else H - moments.rows * np.outer(mean, mean)
+        chosen = shrinkage.ridge_of(shrinkage.standardised(spread)[0], moments.rows) if ridge is None else ridge
+        H = H + chosen * np.diag(spread.diagonal())
+        found.append(_Metric(W[g], H, mean, moments.rows if has_bias else 0))
+    return found
+
+
+def _gram(moments: Moments, index: int) -> Array:
+    assert moments.x is not None
+    x = moments.x[index]
+    gram: Array = x.T @ x
+    return gram
+
+
+def _interpolated(points: Mapping[float, float], errors: Array) -> Array:
+    """Return the impact at each error: log-log between the measured points, proportional outside; never falling.
+
+    >>> _interpolated({0.01: 1.0, 0.04: 4.0}, np.array([0.0, 0.02, 0.08])).round(6).tolist()
+    [0.0, 2.0, 8.0]
+    """
+    if not points:
+        return errors
+    x = np.array(sorted(points))
+    y = np.maximum.accumulate(np.array([points[error] for error in x]))
+    inside = np.exp(np.interp(np.log(np.clip(errors, x[0], x[-1])), np.log(x), np.log(y)))
+    below, above = np.minimum(errors / x[0], 1.0), np.maximum(errors / x[-1], 1.0)
+    impacts: Array = inside * below * above
+    return impacts
+
+
+def _from_first(touched: set[str], was: Mapping[str, Was]) -> list[str]:
+    """Return all layers from the first touched one on, in topological order."""
+    names = list(was)
+    return names[min(names.index(name) for name in touched) :]
+
+
+def _kept_rows(keeps: Mapping[Group, Array], was: Mapping[str, Was]) -> dict[str, Array]:
+    """Return, by layer, which of its output channels stay."""
+    found: dict[str, Array] = {}
+    for group, keep in keeps.items():
+        for member in (*group.by_role("producer"), *group.by_role("through")):
+            form = was[member.node].layer if member.node in was else None
+            if form is None or form.weight != member.input:
+                continue
+            positions = surgery.kept(member.unit, keep)
+            if member.role == "through":  # depthwise: each channel has outputs of its own
+                rows = np.repeat(positions, form.groups * form.out // len(positions))
+            else:
+                rows = cuts.rows_of(form, positions)
+            found[member.node] = found.get(member.node, np.True_) & rows
+    return found
+
+
+def _allowed(layers: Mapping[str, float | int], site: Site, choices: Sequence[Choice]) -> list[Choice]:
+    """Return the choices that an override of `layers` leaves: all of them, or the one it asks for."""
+    for glob, wanted in layers.items():
+        if any(fnmatch.fnmatchcase(name, glob) for name in site.nodes):
+            size = choices[0].strength
+            count = wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted))
+            return [[choice for choice in choices if choice.strength >= min(count, size)][-1]]
+    return list(choices)
+
+
+def _cost_of_group(view: View, group: Group, order: Array, loss: Array) -> list[Choice]:
+    """Return the group's curve, all units first; params of its own constants, macs left to the driver's costs."""
+    parts = cuts.terms([group], cuts.weight_costs(view.model, [group], "params"), [order])
+    kept = np.arange(group.size, 0, -1)
+    params = cuts.total_cost(parts, 0.0)(kept[:, None])
+    errors = np.concatenate([[0.0], loss])
+    return [
+        Choice(float(count), float(error), round(cost), round(cost))
+        for count, error, cost in zip(kept[: len(errors)], errors, params, strict=False)
+    ]

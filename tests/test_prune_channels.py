@@ -1,0 +1,426 @@
+"""Channel pruning: planted redundancy goes first and costs nothing, strengths and budgets mean what they say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import builders
+import coupled
+import numpy as np
+import onnx_ir as ir
+import pytest
+from builders import Net
+from calibrated import applied, error, feeds, prune, set_weight, skips, weight
+from pydantic import ValidationError
+
+from ccompile import graph
+from ccompile.analysis.channels import channels
+from ccompile.errors import PassError
+from ccompile.passes.prune_channels import PruneChannels
+
+if TYPE_CHECKING:
+    import driver
+
+    from ccompile.core import Array
+
+EXACT = 2e-5
+
+
+def sizes(model: ir.Model) -> dict[str, int]:
+    return {group.name: group.size for group in channels(model).free}
+
+
+def dead(model: ir.Model, name: str, *rows: int) -> ir.Model:
+    """Silence output channels of a layer."""
+    for index in (1, 2):
+        array = weight(model, name, index)
+        array[list(rows)] = 0
+        set_weight(model, name, array, index)
+    return model
+
+
+def duplicate(model: ir.Model, name: str, source: int, *rows: int) -> ir.Model:
+    """Make output channels of a layer copies of one."""
+    for index in (1, 2):
+        array = weight(model, name, index)
+        array[list(rows)] = array[source]
+        set_weight(model, name, array, index)
+    return model
+
+
+def linear_mlp(seed: int = 3) -> ir.Model:
+    """x[N, 5] -> 9 -> 4, nothing between: nine channels of rank five."""
+    net = Net(seed)
+    return net.model(net.dense(net.dense(net.input("x", ["N", 5]), "a", 5, 9), "b", 9, 4))
+
+
+def share(run: driver.Bench, what: str) -> float:
+    """What the result costs, priced anew, of what the source does."""
+    now, source = run.price(run.model).report, run.price(run.source.model).report
+    return float(getattr(now, what) / getattr(source, what))
+
+
+# ---------------------------------------------------------------------------------------------- redundancy
+
+
+def test_dead_channels_go_first_and_cost_nothing() -> None:
+    model = dead(coupled.chain(), "a", 1, 4, 6)
+    run = prune(model, keep=1.0, layers={"a": 5})
+    assert sizes(run.model) == {"a": 5, "b": 6}
+    assert np.array_equal(weight(run.model, "a"), weight(model, "a")[[0, 2, 3, 5, 7]])
+    assert error(run.model, model, feeds(model, seed=9)) < EXACT
+
+
+def test_duplicated_channels_go_first_and_cost_nothing() -> None:
+    model = duplicate(coupled.chain(), "a", 2, 3, 5)
+    run = prune(model, keep=1.0, layers={"a": 6}, ridge=1e-9)
+    assert sizes(run.model)["a"] == 6
+    left = weight(run.model, "a").reshape(6, -1)
+    assert len(np.unique(left, axis=0)) == 6
+    assert error(run.model, model, feeds(model, seed=9)) < 1e-4
+
+
+def test_dependent_channels_go_and_cost_nothing() -> None:
+    model = linear_mlp()
+    run = prune(model, keep=5, ridge=0)
+    assert sizes(run.model) == {"a": 5}
+    assert error(run.model, model, feeds(model, seed=9)) < 1e-4
+
+
+def test_one_channel_beyond_redundancy_costs_something() -> None:
+    model = linear_mlp()
+    run = prune(model, keep=4, ridge=0)
+    assert error(run.model, model, feeds(model, seed=9)) > 1e-2
+
+
+def test_an_error_of_nothing_removes_what_is_dead_and_no_more() -> None:
+    model = dead(coupled.chain(), "a", 0, 7)
+    run = prune(model, error=1e-12)
+    assert applied(run).keys() == {"a"}
+    assert sizes(run.model) == {"a": 6, "b": 6}
+
+
+def test_permuted_channels_permute_the_answer() -> None:
+    model = coupled.chain()
+    order = np.random.default_rng(0).permutation(8)
+    twin = graph.copy(model)
+    for index in (1, 2):
+        set_weight(twin, "a", weight(model, "a", index)[order], index)
+    set_weight(twin, "b", weight(model, "b")[:, order])
+    mine, other = (prune(m, keep=0.5).model for m in (model, twin))
+    rows = {tuple(row) for row in weight(mine, "a").reshape(4, -1)}
+    assert rows == {tuple(row) for row in weight(other, "a").reshape(4, -1)}
+    assert error(mine, other, feeds(model, seed=9)) < 1e-4
+
+
+def test_a_refit_loses_less_than_none() -> None:
+    model = coupled.residual()
+    batches = feeds(model)
+    errors = [error(prune(model, batches, keep=0.6, refit=refit).model, model, batches) for refit in ("none", "all")]
+    assert errors[1] < 0.7 * errors[0]
+
+
+# ---------------------------------------------------------------------------------------------- strengths
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"keep": 0.5}, {"a": 4, "b": 3}),
+        ({"keep": 0.8}, {"a": 6, "b": 5}),
+        ({"keep": 3}, {"a": 3, "b": 3}),
+        ({"keep": 7}, {"a": 7, "b": 6}),
+        ({"keep": 0.5, "layers": {"b": 0.34}}, {"a": 4, "b": 2}),
+        ({"keep": 0.5, "layers": {"?": 5}}, {"a": 5, "b": 5}),
+        ({"keep": 0.6, "align": 2}, {"a": 6, "b": 4}),
+        ({"keep": 0.6, "align": 4}, {"a": 8, "b": 4}),
+        ({"error": 0.9, "layers": {"a": 2}, "only": ["a"]}, {"a": 2, "b": 6}),
+    ],
+)
+def test_a_strength_keeps_what_it_says(options: dict[str, Any], wanted: dict[str, int]) -> None:
+    assert sizes(prune(coupled.chain(), **options).model) == wanted
+
+
+def test_keeping_all_changes_nothing_and_says_so() -> None:
+    run = prune(coupled.chain(), keep=1.0)
+    assert applied(run) == {}
+    assert skips(run)["a"] == "all 8 units stay"
+
+
+def test_a_larger_error_removes_no_less() -> None:
+    found = [sizes(prune(coupled.chain(), error=bound).model).get("a", 1) for bound in (0.01, 0.1, 0.5)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > found[-1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"keep": 0.5, "error": 0.1}, {"keep": {}}, {"keep": {"macs": 0.5, "params": 0.5}}, {"keep": 0}, {"keep": 1.5}, {"error": 1}, {"keep": 0.5, "criterion": "luck"}],  # noqa: E501
+)  # fmt: skip
+def test_a_strength_that_says_nothing_or_too_much_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        PruneChannels.model_validate(options)
+
+
+# ---------------------------------------------------------------------------------------------- budgets
+
+
+@pytest.mark.parametrize("what", ["macs", "params", "stored_bytes"])
+@pytest.mark.parametrize("asked", [0.75, 0.5])
+@pytest.mark.parametrize("net", ["residual", "lenet"])
+def test_a_budget_holds_and_is_spent(net: str, asked: float, what: str) -> None:
+    model = builders.residual_net(0) if net == "residual" else builders.mlp(0)
+    run = prune(model, feeds(model, (6, 5)), keep={what: asked}, sensitivity=False)
+    assert 0.8 * asked < share(run, what) <= asked
+
+
+@pytest.mark.parametrize("what", ["macs", "params"])
+@pytest.mark.parametrize(
+    "name", ["halves", "normalised", "grouped", "separable", "shuffled", "transposed", "dense_block"]
+)
+def test_a_budget_holds_whatever_couples_the_channels(name: str, what: str) -> None:
+    model = coupled.NETS[name]()
+    run = prune(model, feeds(model, (6, 5)), keep={what: 0.7}, sensitivity=False)
+    assert share(run, what) <= 0.7
+
+
+def test_a_budget_of_params_counts_the_biases_that_a_refit_adds() -> None:
+    run = prune(builders.conv_bn_net(0), keep={"params": 0.6})
+    assert share(run, "params") <= 0.6
+
+
+def test_a_budget_out_of_reach_is_refused_with_a_remedy() -> None:
+    with pytest.raises(PassError, match="the budget cannot be met") as caught:
+        prune(coupled.chain(), keep={"macs": 0.01})
+    assert "allow more groups" in str(caught.value)
+
+
+def test_a_budget_leaves_overridden_layers_at_their_counts() -> None:
+    run = prune(builders.mlp(0), keep={"macs": 0.7}, layers={"fc1": 24})
+    assert sizes(run.model)["fc1"] == 24
+    assert sizes(run.model)["fc2"] < 16
+
+
+def wide_chain() -> ir.Model:
+    """x[N, 16, 12, 12]: two pointwise convolutions of 48 channels, then one of 16."""
+    net = Net(5)
+    x = net.input("x", ["N", 16, 12, 12])
+    for name, ins, outs in (("a", 16, 48), ("b", 48, 48)):
+        x = net.relu(net.conv(x, name, (outs, ins, 1, 1)))
+    return net.model(net.conv(x, "c", (16, 48, 1, 1)))
+
+
+def test_a_budget_of_seconds_follows_the_staircase_of_the_target() -> None:
+    model = wide_chain()
+    batches = feeds(model, (2,))
+    run = prune(model, batches, target="x86-64-avx512-vnni", keep={"seconds": 0.7}, sensitivity=False)
+    assert {size % 16 for size in sizes(run.model).values()} == {0}
+    assert applied(run)
+    run = prune(model, batches, target="x86-64-avx512-vnni", keep={"macs": 0.7}, sensitivity=False)
+    assert {size % 16 for size in sizes(run.model).values()} != {0}
+
+
+# ---------------------------------------------------------------------------------------------- groups
+
+
+def test_residual_spines_stay_where_coupled_channels_are_left_alone() -> None:
+    run = prune(coupled.residual(), keep=0.5, coupled=False)
+    assert sizes(run.model) == {"stem": 8, "a1": 2, "b1": 2}
+    assert skips(run)["stem"] == "it is shared by several layers (coupled: false)"
+
+
+def test_residual_spines_shrink_where_they_may() -> None:
+    assert sizes(prune(coupled.residual(), keep=0.5).model) == {"stem": 4, "a1": 2, "b1": 2}
+
+
+def test_output_channels_of_the_graph_stay_with_the_reason() -> None:
+    run = prune(coupled.chain(), keep=0.5)
+    assert skips(run)["fc"] == "group `fc`: graph output `fc_out`"
+    assert weight(run.model, "fc").shape == (3, 3)
+
+
+def test_what_skip_names_stays() -> None:
+    run = prune(coupled.chain(), keep=0.5, skip=["b"])
+    assert sizes(run.model) == {"a": 4, "b": 6}
+    assert skips(run)["b"] == "named by `skip`: b"
+
+
+def test_a_reader_that_cannot_be_fitted_is_named() -> None:
+    net, x = coupled.start()
+    x = net.relu(net.conv(x, "a", (6, 3, 1, 1)))
+    up = net.node("ConvTranspose", x, net.weight("w", (6, 3, 2, 2)), name="up", strides=[2, 2], output_padding=[1, 1])
+    run = prune(net.model(up), keep=0.5)
+    assert applied(run) == {}
+    assert skips(run)["a"] == "`up` reads its channels, and its output is padded"
+
+
+NETS = [name for name in coupled.NETS if name != "resized"]  # which is of one batch size
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_kind_of_coupling_is_cut_to_a_valid_graph(name: str) -> None:
+    model = coupled.NETS[name]()
+    before = sizes(model)
+    run = prune(model, feeds(model, (6, 5)), keep=0.6)
+    assert graph.check(run.model) == ""
+    assert graph.signature(run.model) == graph.signature(model)
+    assert applied(run)
+    after = sizes(run.model)
+    for group in applied(run):
+        assert after.get(group, 1) < before[group]
+
+
+@pytest.mark.parametrize(
+    "name", ["squeeze_excite", "flattened", "separable", "separable_2", "grouped", "normalised", "transposed"]
+)
+def test_dead_channels_cost_nothing_whatever_reads_them(name: str) -> None:
+    model = dead_units(coupled.NETS[name](), "a", 1)
+    run = prune(model, feeds(model, (40, 30)), keep=1.0, layers={"a": sizes(model)["a"] - 1})
+    assert sizes(run.model)["a"] == sizes(model)["a"] - 1
+    assert error(run.model, model, feeds(model, (6,), seed=9)) < 1e-4
+
+
+def dead_units(model: ir.Model, name: str, unit: int) -> ir.Model:
+    """Silence what reads a unit: then it does not matter."""
+    for member in channels(model).named(name).by_role("consumer"):
+        array = weight(model, member.node, member.input)
+        array[tuple([slice(None)] * member.axis + [member.unit == unit])] = 0
+        set_weight(model, member.node, array, member.input)
+    return model
+
+
+def test_a_matmul_without_a_bias_stays_without_one() -> None:
+    net = Net(3)
+    x = net.relu(net.node("MatMul", net.input("x", ["N", 6]), net.weight("a.w", (6, 8)), name="a"))
+    model = net.model(net.node("MatMul", x, net.weight("b.w", (8, 3)), name="b"))
+    array = weight(model, "a")
+    array[:, [2, 5]] = 0
+    set_weight(model, "a", array)
+    run = prune(model, keep=6)
+    assert [node.op_type for node in run.model.graph] == ["MatMul", "Relu", "MatMul"]
+    assert all(len(node.inputs) == 2 for node in run.model.graph if node.op_type == "MatMul")
+    assert error(run.model, model, feeds(model, seed=9)) < EXACT
+
+
+def test_a_depthwise_layer_behind_a_cut_is_fitted_to_what_is_left_of_it() -> None:
+    net, x = coupled.start()
+    x = net.relu(net.conv(x, "first", (8, 3, 1, 1)))
+    x = net.relu(net.conv(x, "a", (6, 8, 1, 1)))
+    x = net.relu(net.conv(x, "dw", (6, 1, 3, 3), pad=1, groups=6))
+    model = coupled.head(net, net.conv(x, "pw", (4, 6, 1, 1)), 4)
+    run = prune(dead(model, "a", 0, 3), keep=1.0, layers={"a": 4, "first": 7})
+    assert weight(run.model, "dw").shape == (4, 1, 3, 3)
+    assert error(run.model, model, feeds(model, seed=9)) < 0.5
+
+
+def test_batch_normalisation_shrinks_with_its_channels() -> None:
+    run = prune(builders.conv_bn_net(0), keep=0.5)
+    assert [weight(run.model, "bn1", index).shape for index in range(1, 5)] == [(4,)] * 4
+
+
+def test_pruning_twice_keeps_fitting() -> None:
+    model = builders.residual_net(0)
+    batches = feeds(model)
+    run = prune(model, batches, keep=0.8)
+    run.step(1, PruneChannels.model_validate({"keep": 0.8, "tolerance": {"relative_l2": 1e9}}))
+    alone = prune(model, batches, keep=0.64)
+    assert sizes(run.model).keys() == sizes(alone.model).keys()
+    assert error(run.model, model, batches) < 2 * error(alone.model, model, batches)
+
+
+# ---------------------------------------------------------------------------------------------- criteria
+
+
+def order_of(model: ir.Model, criterion: str, seed: int = 0) -> list[list[float]]:
+    found: Array = weight(
+        prune(model, keep=1.0, layers={"a": 3}, criterion=criterion, seed=seed, refit="none").model, "a"
+    )
+    return found.reshape(len(found), -1).tolist()
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_a_norm_keeps_the_largest_rows(criterion: str) -> None:
+    model = coupled.chain()
+    rows = weight(model, "a").reshape(8, -1).astype(np.float64)
+    norms = np.abs(rows).sum(1) if criterion == "l1" else np.linalg.norm(rows, axis=1)
+    best = np.sort(np.argsort(-norms)[:3])
+    assert order_of(model, criterion) == rows[best].tolist()
+
+
+def test_the_geometric_median_keeps_the_rows_far_from_it() -> None:
+    model = coupled.chain()
+    rows = weight(model, "a").reshape(8, -1).astype(np.float64)
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=2).sum(1)
+    assert order_of(model, "geometric-median") == rows[np.sort(np.argsort(-distances)[:3])].tolist()
+
+
+def test_chance_follows_the_seed() -> None:
+    model = coupled.chain()
+    found = [order_of(model, "random", seed) for seed in (0, 0, 1, 2, 3)]
+    assert found[0] == found[1]
+    assert any(other != found[0] for other in found[2:])
+
+
+def test_criteria_differ() -> None:
+    net, x = coupled.start()
+    x = net.relu(net.conv(x, "a", (16, 3, 3, 3)))
+    model = coupled.head(net, net.conv(x, "b", (4, 16, 1, 1)), 4)
+    criteria = ("reconstruction", "l1", "l2", "geometric-median", "random")
+    kept = {str(order_of(model, criterion)) for criterion in criteria}
+    assert len(kept) >= 3
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+def test_without_calibration_data_the_remedy_is_named() -> None:
+    with pytest.raises(PassError, match="the spec gives none") as caught:
+        prune(coupled.chain(), [], keep=0.5)
+    assert "Give `data.calibration`, or the step `statistics: weights`." in str(caught.value)
+
+
+def test_weights_alone_do_without_calibration_data_and_say_so() -> None:
+    run = prune(coupled.chain(), [], keep=0.5, statistics="weights")
+    assert sizes(run.model) == {"a": 4, "b": 3}
+    assert all("in the metric of the weights alone" in note for note in applied(run).values())
+    with_data = prune(coupled.chain(), keep=0.5)
+    assert not any("weights alone" in note for note in applied(with_data).values())
+
+
+def test_weights_alone_drop_what_is_read_least() -> None:
+    model = coupled.chain()
+    run = prune(model, [], keep=1.0, layers={"a": 5}, statistics="weights")
+    norms = np.square(weight(model, "b")).sum((0, 2, 3))
+    assert np.array_equal(weight(run.model, "a"), weight(model, "a")[np.sort(np.argsort(-norms)[:5])])
+
+
+def test_the_error_of_weights_alone_is_a_share() -> None:
+    run = prune(coupled.chain(), [], error=0.3, statistics="weights")
+    after = sizes(run.model)
+    assert 1 < after["a"] < 8
+    scaled = coupled.chain()
+    set_weight(scaled, "b", 10 * weight(scaled, "b"))
+    assert sizes(prune(scaled, [], error=0.3, statistics="weights").model) == after
+
+
+# ---------------------------------------------------------------------------------------------- promises
+
+
+def serialised(model: ir.Model) -> bytes:
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return data
+
+
+@pytest.mark.parametrize("options", [{"keep": 0.5}, {"keep": {"macs": 0.6}}, {"keep": 0.5, "criterion": "random"}])
+def test_the_same_seed_gives_the_same_bytes(options: dict[str, Any]) -> None:
+    model = builders.residual_net(0)
+    one, other = (serialised(prune(model, feeds(model, (6, 5)), **options).model) for _ in range(2))
+    assert one == other
+
+
+def test_the_source_is_not_touched() -> None:
+    model = builders.residual_net(0)
+    before = serialised(model)
+    run = prune(model, keep={"macs": 0.6})
+    assert applied(run)
+    assert serialised(model) == before
