@@ -396,6 +396,7 @@ class Pass(Declaration):
 
     kind: ClassVar[Kind]
     after: ClassVar[tuple[str, ...]] = ()
+    needs_calibration: ClassVar[bool] = False
 
     only: tuple[SelectorOption, ...] | None = Field(
         None, min_length=1, description="act only on these nodes: globs on names, or {name, op, where}"

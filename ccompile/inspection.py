@@ -91,6 +91,8 @@ def acts(model: ir.Model, target: Target) -> Sequence[Acts]:
     could: dict[str, list[str]] = defaultdict(list)
     refused: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for name, kind in registry.passes().items():
+        if kind.needs_calibration:
+            continue  # it has something to say of a graph that earlier steps changed only
         result = _dry_run(kind.model_construct(), model, target)
         for site in result.applied:
             for node in site.nodes:

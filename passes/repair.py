@@ -50,6 +50,7 @@ class Repair(Rewrite):
     """Options of repair."""
 
     kind: ClassVar[Kind] = "lossy"
+    needs_calibration: ClassVar[bool] = True
 
     methods: tuple[Method, ...] = Field(
         ("bias", "affine", "batchnorm", "refit"), min_length=1, description="what may be done, always in this order"
