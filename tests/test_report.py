@@ -62,7 +62,7 @@ def test_a_reverted_step_says_why(evidence: Evidence) -> None:
     assert "note: step 3 split-svd reverted: `[y]` left its tolerance" in shown(report.evidence_table(changed), 240)
 
 
-@pytest.mark.parametrize(("width", "below"), [(80, True), (240, False)])
+@pytest.mark.parametrize(("width", "below"), [(80, True), (600, False)])
 def test_a_narrow_inspection_gives_each_refusal_once_below(digits: Path, width: int, below: bool) -> None:
     found = inspect_model(digits / "digits.onnx", load_target("generic-cpu", Path()), {})
     text = shown(report.inspect_table(found.cost, found.acts, "generic-cpu"), width)
