@@ -64,7 +64,7 @@ def stored(path: Path, folder: Path) -> Path:
         array = graph.constant(node.outputs[0]) if node.op_type == "ConstantOfShape" else None
         if array is None:
             continue
-        weights = (rng.standard_normal(array.shape) * 0.01 + array.flat[0]).astype(array.dtype)
+        weights = (array.flat[0] * (1 + 0.01 * rng.standard_normal(array.shape))).astype(array.dtype)
         node.outputs[0].replace_all_uses_with(graph.add_constant(model.graph, f"{node.name}_w", weights))
     graph.remove_dead(model.graph)
     out = folder / f"stored_{path.name}"
