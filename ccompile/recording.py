@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ccompile.core import Array
     from ccompile.runtime import Outputs
 
+T = TypeVar("T")
 HELD_BYTES = 256 << 20  # recorded outputs and observed intermediates beyond this go to disk, or wait for a later sweep
 
 
@@ -66,3 +67,21 @@ def _loaded(value: Any) -> Any:
     if isinstance(value, list):
         return [_loaded(item) for item in value]
     return value.load() if isinstance(value, _Spilled) else value
+
+
+def runs_within(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Yield runs of items, in order, whose sizes sum to at most `limit`; an item above it stands alone.
+
+    >>> list(runs_within([3, 4, 9, 1], lambda item: item, 8))
+    [[3, 4], [9], [1]]
+    """
+    run: list[T] = []
+    held = 0
+    for item in items:
+        if run and held + size(item) > limit:
+            yield run
+            run, held = [], 0
+        run.append(item)
+        held += size(item)
+    if run:
+        yield run

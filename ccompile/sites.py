@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ccompile import graph, runtime
 from ccompile.comparison import Running
 from ccompile.core import EXACT_RELATIVE_L2, OutputComparison, Site
-from ccompile.recording import HELD_BYTES
+from ccompile.recording import HELD_BYTES, runs_within
 from ccompile.runtime import Feeds, Settings
 
 
@@ -131,19 +131,8 @@ def _groups(sites: Sequence[Site], model: ir.Model, feeds: Feeds, settings: Sett
     types = runtime.observed_shapes(model, feeds, settings)
     opaque = {name for name, seen in types.items() if seen.dtype in _OPAQUE}
     sizes = {name: seen.nbytes or 0 for name, seen in types.items()}
-    group: list[Site] = []
-    held = 0
-    for site in sites:
-        if opaque & {site.input, site.output}:
-            continue
-        size = sizes.get(site.input, 0) + sizes.get(site.output, 0)
-        if group and held + size > HELD_BYTES:
-            yield group
-            group, held = [], 0
-        group.append(site)
-        held += size
-    if group:
-        yield group
+    seen = [site for site in sites if not opaque & {site.input, site.output}]
+    yield from runs_within(seen, lambda site: sizes.get(site.input, 0) + sizes.get(site.output, 0), HELD_BYTES)
 
 
 # Element types that ONNX Runtime does not hand out as numpy arrays.

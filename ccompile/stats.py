@@ -20,7 +20,7 @@ from ccompile.comparison import class_axis
 from ccompile.core import Array
 from ccompile.errors import PassError
 from ccompile.moments import ChannelMoments, Layer, Moments
-from ccompile.recording import HELD_BYTES, Recording
+from ccompile.recording import HELD_BYTES, Recording, runs_within
 from ccompile.runtime import Feeds, Outputs, Settings
 
 ROWS = 32_768  # rows kept per layer: a seeded sample of all rows
@@ -62,17 +62,7 @@ class Calibration:
     def _groups(self, model: ir.Model, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
         seen = runtime.observed_shapes(model, next(iter(self.batches())), self.settings)
         sizes = {name: kind.nbytes or 0 for name, kind in seen.items()}
-        group: list[Layer] = []
-        held = 0
-        for layer in layers:
-            size = sizes.get(layer.input, 0) + sizes.get(layer.output, 0)
-            if group and held + size > HELD_BYTES:
-                yield group
-                group, held = [], 0
-            group.append(layer)
-            held += size
-        if group:
-            yield group
+        return runs_within(layers, lambda form: sizes.get(form.input, 0) + sizes.get(form.output, 0), HELD_BYTES)
 
     def add(
         self,

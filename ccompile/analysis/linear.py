@@ -14,22 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ccompile import graph
 from ccompile.core import Array
-from ccompile.moments import Layer, Moments
-
-
-class MomentsOf(Protocol):
-    """core.Chain.moments."""
-
-    def __call__(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:
-        """Return the moments of a layer."""
-        ...
+from ccompile.moments import Layer
 
 
 def layer(node: ir.Node) -> Layer | str:
