@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from ccompile.core import Compression, Pass, PassResult, Rewrite, Site, Skip, View
+import math
+from collections.abc import Sequence
+
+from ccompile.core import Choice, Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.errors import PassError
 
 
-def act(step: Pass, view: View) -> PassResult:
-    """Let a pass rewrite view.graph in place. Raises PassError when it is of neither kind."""
+def act(step: Pass, view: View, ease: float = 0.0) -> PassResult:
+    """Let a pass rewrite view.graph in place, `ease` of the way back from the strength asked for to none (1.0).
+
+    Raises PassError when it is of neither kind.
+    """
     if isinstance(step, Rewrite):
         return step.run(view)
     if isinstance(step, Compression):
-        return _compress(step, view)
+        return _compress(step, view, ease)
     raise PassError(f"`{step.pass_name()}` is neither a Rewrite nor a Compression")
 
 
-def _compress(step: Compression, view: View) -> PassResult:
+def _compress(step: Compression, view: View, ease: float) -> PassResult:
     """Let the pass name its sites, pick strengths on the graph as it came in, and apply them in topological order."""
     found = step.sites(view)
     skipped = [site for site in found if isinstance(site, Skip)]
     curves = [(site, step.choices(site, view)) for site in found if isinstance(site, Site)]
-    plan = []
-    for (site, _), chosen in zip(curves, step.plan(curves, view), strict=True):
-        if isinstance(chosen, Skip):
-            skipped.append(chosen)
-        else:
-            plan.append((site, chosen))
+    softer = step.eased(ease) if ease else step
+    chosen = softer.plan(curves, view)
+    if ease and softer is step:
+        chosen = [_milder(site, choices, pick, ease) for (site, choices), pick in zip(curves, chosen, strict=True)]
+    skipped += [pick for pick in chosen if isinstance(pick, Skip)]
+    plan = [(site, pick) for (site, _), pick in zip(curves, chosen, strict=True) if isinstance(pick, Choice)]
     return PassResult(tuple(step.apply_all(plan, view)), tuple(skipped))
+
+
+def _milder(site: Site, choices: Sequence[Choice], pick: Choice | Skip, ease: float) -> Choice | Skip:
+    """Go `ease` of the way back along a curve, whose first entry leaves the site as it is."""
+    if isinstance(pick, Skip):
+        return pick
+    index = math.floor(choices.index(pick) * (1 - ease))
+    return choices[index] if index else Skip(site.nodes[0], "weakened until nothing was left to do")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -403,7 +403,7 @@ class Pass(Declaration):
     )
     skip: tuple[SelectorOption, ...] = Field((), description="leave these nodes alone: globs, or {name, op, where}")
     tolerance: Tolerance | None = Field(None, description="how far outputs may move in this step")
-    on_violation: Literal["fail", "revert"] = Field(
+    on_violation: Literal["fail", "revert", "weaken"] = Field(
         "fail", description="when the contract breaks: stop with exit 1, or undo the step and go on"
     )
 
@@ -422,8 +422,43 @@ class Pass(Declaration):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Budget(Declaration):
+    """A share of the source model's cost that the result may have; exactly one."""
+
+    macs: Share | None = Field(None, description="multiply-accumulates")
+    params: Share | None = Field(None, description="parameters")
+    stored_bytes: Share | None = Field(None, description="bytes in the file")
+    seconds: Share | None = Field(None, description="estimated seconds on the target, in its channel multiples")
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if len(self.given) != 1:
+            raise ValueError("give exactly one of `macs`, `params`, `stored_bytes` and `seconds`")
+        return self
+
+    @property
+    def given(self) -> list[tuple[str, float]]:
+        """Return what is budgeted and its share."""
+        return [(name, value) for name, value in self.model_dump().items() if value is not None]
+
+    def eased(self, share: float) -> Budget:
+        """Return the budget `share` of the way to the whole source.
+
+        >>> Budget(macs=0.5).eased(0.5).macs
+        0.75
+        """
+        return Budget(**{name: value + (1 - value) * share for name, value in self.given})
+
+
 class Rewrite(Pass):
     """A clean-up or a lowering: it knows by itself where and how to act."""
+
+    on_violation: Literal["fail", "revert"] = Field(
+        "fail", description="when the contract breaks: stop with exit 1, or undo the step and go on"
+    )
 
     def run(self, view: View) -> PassResult:
         """Rewrite view.graph in place."""
@@ -432,6 +467,12 @@ class Rewrite(Pass):
 
 class Compression(Pass):
     """A lossy technique: it says where it may act and what each strength loses; the driver picks."""
+
+    on_violation: Literal["fail", "revert", "weaken"] = Field(
+        "fail",
+        description="when the contract breaks: stop with exit 1, undo the step and go on, or go back from the strength "
+        "that was asked for until it holds",
+    )
 
     def sites(self, view: View) -> list[Site | Skip]:
         """Return every place where the pass may act, and why not elsewhere, in topological order."""
@@ -452,6 +493,10 @@ class Compression(Pass):
     def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
         """Return what to do at each site: by default `pick`, site by site; a pass with a budget decides jointly."""
         return [self.pick(site, choices) for site, choices in curves]
+
+    def eased(self, share: float) -> Self:
+        """Return the step with a budget that is `share` of the way back to the source's cost; itself without one."""
+        return self
 
     def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
         """Carry out a plan: by default `apply`, site by site in topological order."""

@@ -24,7 +24,7 @@ from ccompile.errors import DataError
 from ccompile.sites import SiteError
 
 SCHEMA = 1
-Verdict = Literal["kept", "reverted", "failed"]
+Verdict = Literal["kept", "weakened", "reverted", "failed"]
 
 
 class Record(BaseModel):
@@ -125,6 +125,7 @@ class StepRecord(Record):
     tolerance: Tolerance | None
     verdict: Verdict
     reason: str
+    weakened: float = 0.0  # how far it went back from the strength asked for, after that broke its contract
     applied: tuple[SiteRecord, ...]
     skipped: tuple[SkipRecord, ...]
     against_previous: ComparisonRecord | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +43,7 @@ from ccompile.sites import SiteError, site_errors
 from ccompile.soundness import Constancy, refuse_random
 from ccompile.spec import Spec
 from ccompile.stats import Calibration
+from ccompile.weakening import weakest
 
 
 class Progress(Protocol):
@@ -87,14 +88,20 @@ class _State:
 
 @dataclass
 class _Attempt:
-    """What a step led to: the new state unless the graph could not even run, and how the contract broke."""
+    """What a step led to: the new state unless the graph could not even run, and how the contract broke.
 
+    `eased`: how far it went back from the strength that was asked for (0: not at all).
+    """
+
+    model: ir.Model
+    result: PassResult
     state: _State | None = None
     previous: Comparison | None = None
     source: Comparison | None = None
     sites: Sequence[SiteError] = ()
     unmeasured: Mapping[Site, str] = field(default_factory=dict)
     broken: str = ""
+    eased: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -205,31 +212,41 @@ class _Run:
         return _State(model, outputs, types, cost.price(model, types, self.request.spec.target))
 
     def step(self, index: int, step: Pass) -> None:
-        """Run one step on a copy; keep, revert or fail it."""
+        """Run one step on a copy; keep, revert, weaken or fail it."""
         start = time.perf_counter()
-        model = graph.copy(self.state.model)
-        self._check_selectors(index, step, model)
-        result = self._act(index, step, model)
-        attempt = self._attempt(step, model, result)
+        self._check_selectors(index, step, self.state.model)
+        known: dict[Hashable, Any] = {}
+        attempt = self._attempt(index, step, 0.0, known)
+        reason = self._complaint(step, attempt) if attempt.broken else ""
+        if reason and step.on_violation == "weaken":
+            milder = weakest(lambda ease: self._attempt(index, step, ease, known))
+            attempt = milder if milder is not None and milder.result.applied else attempt
+        verdict: Verdict = "weakened" if attempt.eased else "kept"
+        if attempt.broken:
+            verdict = "failed" if step.on_violation == "fail" else "reverted"
+        if self.request.dump is not None:
+            graph.save(attempt.model, self.request.dump / dump_name(index, step))
+        self._note_unmeasured(index, step, attempt)
+        self.steps.append(self._record(index, step, attempt, verdict, reason))
+        if attempt.state is not None and not attempt.broken:
+            self.state = attempt.state
+        self.seconds.append(time.perf_counter() - start)
+
+    def _complaint(self, step: Pass, attempt: _Attempt) -> str:
+        """Return how the contract broke, on what, where, and what would have passed."""
+        reason = f"{attempt.broken} ({self.samples} samples, seed {self.request.seed})"
+        if attempt.previous is None:
+            return reason
+        before, after, sites = self.state.model, attempt.model, attempt.result.applied
+        text = contracts.advice(step, before, after, sites, attempt.previous, self._feeds, self.settings, self._default)
+        return reason + "\n" + text if text else reason
+
+    def _note_unmeasured(self, index: int, step: Pass, attempt: _Attempt) -> None:
         if unmeasured := attempt.unmeasured:
             site, reason = next(iter(unmeasured.items()))
             share = f"{len(unmeasured)} of {len(unmeasured) + len(attempt.sites)} sites"
             where = f"step {index + 1} {step.pass_name()}: bound not measured at {share}"
             self._note([f"{where}, first {', '.join(site.nodes)}: {reason}"])
-        verdict: Verdict = "kept"
-        if attempt.broken:
-            verdict = "reverted" if step.on_violation == "revert" else "failed"
-            attempt.broken += f" ({self.samples} samples, seed {self.request.seed})"
-            if attempt.previous is not None:
-                before, sites, run = self.state.model, result.applied, self._feeds
-                text = contracts.advice(step, before, model, sites, attempt.previous, run, self.settings, self._default)
-                attempt.broken += "\n" + text if text else ""
-        if self.request.dump is not None:
-            graph.save(model, self.request.dump / dump_name(index, step))
-        self.steps.append(self._record(index, step, result, attempt, verdict))
-        if attempt.state is not None and verdict == "kept":
-            self.state = attempt.state
-        self.seconds.append(time.perf_counter() - start)
 
     def _check_selectors(self, index: int, step: Pass, model: ir.Model) -> None:
         """Refuse an `only` that names nothing: the step would silently do nothing."""
@@ -243,7 +260,7 @@ class _Run:
             if not any(selector.matches(known) for known in facts):
                 self._note([f"{where}: `skip: {selector}` names no node"])
 
-    def _act(self, index: int, step: Pass, model: ir.Model) -> PassResult:
+    def _act(self, index: int, step: Pass, model: ir.Model, ease: float, known: dict[Hashable, Any]) -> PassResult:
         rng = np.random.default_rng([self.request.seed, index])
         view = View(
             model,
@@ -254,29 +271,38 @@ class _Run:
             lambda values: runtime.evaluate(values, self.settings),
             self.statistics,
             _Costs(self),
+            _results=known,
         )
-        result = act(step, view)
+        result = act(step, view, ease)
         graph.remove_dead(model.graph)
         graph.name_nodes(model.graph)
         return result
 
-    def _attempt(self, step: Pass, model: ir.Model, result: PassResult) -> _Attempt:
+    def _attempt(self, index: int, step: Pass, ease: float, known: dict[Hashable, Any]) -> _Attempt:
+        """Run a step on a copy of the graph, `ease` of the way back from its strength; `known`: computed before."""
+        model = graph.copy(self.state.model)
+        result = self._act(index, step, model, ease, known)
+        attempt = self._verified(step, model, result)
+        attempt.eased = ease
+        return attempt
+
+    def _verified(self, step: Pass, model: ir.Model, result: PassResult) -> _Attempt:
         before = self.state
         if not result.applied:
             previous = compare(before.outputs, before.outputs, self.samples)
             source = compare(before.outputs, self.origin.outputs, self.samples)
-            return _Attempt(before, previous, source)
+            return _Attempt(model, result, before, previous, source)
         if graph.signature(model) != graph.signature(self.source.model):
-            return _Attempt(broken="the model's inputs or outputs are not what they were")
+            return _Attempt(model, result, broken="the model's inputs or outputs are not what they were")
         if (complaint := graph.check(model)) and not graph.check(before.model):
-            return _Attempt(broken=f"ONNX's checker refuses the graph: {complaint}")
+            return _Attempt(model, result, broken=f"ONNX's checker refuses the graph: {complaint}")
         outputs = Recording()
         start = time.perf_counter()
         try:
             for produced in runtime.outputs_of(model, self._feeds(), self.settings):
                 outputs.append(produced)
         except ModelError as error:
-            return _Attempt(broken=str(error))
+            return _Attempt(model, result, broken=str(error))
         self.verifying += time.perf_counter() - start
         rtol = rtol_of(step.tolerance)
         previous = compare(outputs, before.outputs, self.samples, rtol)
@@ -285,9 +311,10 @@ class _Run:
         first = next(iter(self._feeds()))
         sites, unmeasured = site_errors(before.model, model, bounded, first, self.settings)
         broken = contracts.broken(step, previous, sites, result.applied, unmeasured, self._default)
-        return _Attempt(self._state(model, outputs), previous, source, sites, unmeasured, broken)
+        return _Attempt(model, result, self._state(model, outputs), previous, source, sites, unmeasured, broken)
 
-    def _record(self, index: int, step: Pass, result: PassResult, attempt: _Attempt, verdict: Verdict) -> StepRecord:
+    def _record(self, index: int, step: Pass, attempt: _Attempt, verdict: Verdict, reason: str) -> StepRecord:
+        result = attempt.result
         errors = {error.site: error for error in attempt.sites}
         sites = [SiteRecord.of(s, errors.get(s), attempt.unmeasured.get(s, "")) for s in result.applied]
         state = attempt.state
@@ -299,7 +326,8 @@ class _Run:
             contract=step.kind,
             tolerance=step.tolerance,
             verdict=verdict,
-            reason=attempt.broken,
+            reason=reason,
+            weakened=attempt.eased,
             applied=tuple(sites),
             skipped=tuple(SkipRecord(node=skip.node, reason=skip.reason) for skip in result.skipped),
             against_previous=None if attempt.previous is None else ComparisonRecord.of(attempt.previous),

@@ -18,6 +18,7 @@ from ccompile.inspection import Acts
 
 _STYLE = {
     "kept": "green",
+    "weakened": "yellow",
     "reverted": "yellow",
     "failed": "bold red",
     "ok": "bold green",
@@ -172,14 +173,16 @@ def evidence_table(evidence: Evidence) -> RenderableType:
         text = f"{raced['ratio']:.2f}x (quartiles {raced['low']:.2f} to {raced['high']:.2f}, {raced['rounds']} pairs)"
         parts.append(Text(f"measured speed-up on this machine: {text}"))
     parts += [Text()] + [Text(f"note: {note}") for note in evidence.notes]
-    parts += [
-        Text(f"note: step {step.index} {step.name} reverted: {' '.join(step.reason.split())}")
-        for step in evidence.steps
-        if step.verdict == "reverted"
-    ]
+    parts += [Text(f"note: {_undone(step)}") for step in evidence.steps if step.verdict in ("weakened", "reverted")]
     data = evidence.verification
     parts.append(Text(f"verified on {data.samples} samples: {data.source}; target {evidence.target}"))
     return Group(*parts)
+
+
+def _undone(step: StepRecord) -> str:
+    """Say that a step was undone, or how far it went back, and what broke."""
+    how = f"weakened, {step.weakened:.1%} of the way back to none" if step.weakened else "reverted"
+    return f"step {step.index} {step.name} {how}: {' '.join(step.reason.split())}"
 
 
 def _survey(survey: Mapping[str, float | None]) -> str:

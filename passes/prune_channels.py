@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -31,8 +31,7 @@ from ccompile import fitting, graph, surgery
 from ccompile.analysis import cuts, linear
 from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.cuts import Reader
-from ccompile.core import Array, Choice, Compression, Kind, Site, Skip, Statistics, View
-from ccompile.declaration import Declaration
+from ccompile.core import Array, Budget, Choice, Compression, Kind, Share, Site, Skip, Statistics, View
 from ccompile.errors import PassError
 from ccompile.fitting import WIDEST, Was
 from ccompile.moments import Layer, Moments
@@ -40,27 +39,6 @@ from ccompile.numerics import allocation, obs, saliency, shrinkage
 from ccompile.numerics.obs import Consumer, Trace
 
 LEVELS = (0.75, 0.5, 0.25)  # shares of a group kept when its impact on the outputs is measured
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class Budget(Declaration):
-    """A share of the source model's cost that the result may have; exactly one."""
-
-    macs: Share | None = Field(None, description="multiply-accumulates")
-    params: Share | None = Field(None, description="parameters")
-    stored_bytes: Share | None = Field(None, description="bytes in the file")
-    seconds: Share | None = Field(None, description="estimated seconds on the target, in its channel multiples")
-
-    @model_validator(mode="after")
-    def _one(self) -> Budget:
-        if len(self.given) != 1:
-            raise ValueError("give exactly one of `macs`, `params`, `stored_bytes` and `seconds`")
-        return self
-
-    @property
-    def given(self) -> list[tuple[str, float]]:
-        """Return what is budgeted and its share."""
-        return [(name, value) for name, value in self.model_dump().items() if value is not None]
 
 
 class PruneChannels(Compression):
@@ -200,6 +178,10 @@ class PruneChannels(Compression):
 
         moments: Mapping[str, Moments] = view.once("moments", observe)
         return moments
+
+    def eased(self, share: float) -> Self:
+        """Return the step with a budget that is `share` of the way back to the source's cost; itself without one."""
+        return self.model_copy(update={"keep": self.keep.eased(share)}) if isinstance(self.keep, Budget) else self
 
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
         """Return the choice that `layers`, `keep` or `error` ask for."""

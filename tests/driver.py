@@ -19,7 +19,7 @@ from ccompile.request import Request
 from ccompile.spec import Gates, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
     from ccompile.core import Array, Pass, PassResult
     from ccompile.evidence import StepRecord
@@ -81,9 +81,10 @@ class Bench(pipeline._Run):
         """Return the last step's record."""
         return self.steps[-1]
 
-    def _act(self, index: int, step: Pass, model: ir.Model) -> PassResult:
-        self.result = super()._act(index, step, model)
-        return self.result
+    def _attempt(self, index: int, step: Pass, ease: float, known: dict[Hashable, Any]) -> pipeline._Attempt:
+        attempt = super()._attempt(index, step, ease, known)
+        self.result = attempt.result
+        return attempt
 
 
 def bench(
