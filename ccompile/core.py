@@ -242,12 +242,16 @@ class Skip:
 
 @dataclass(frozen=True)
 class Choice:
-    """One strength at one site: its predicted error (relative, of the site's weight or output) and its cost."""
+    """One strength at one site: its predicted error (the share of the output's or weight's power lost) and its cost.
+
+    `seconds` are the target's estimate, 0 where none was asked for.
+    """
 
     strength: float
     error: float
     params: int
     macs: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

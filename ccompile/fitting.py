@@ -70,14 +70,17 @@ def refit(
     ridge: relative to each column's own H_jj; None shrinks each layer's covariance as its sample size asks (OAS).
     """
     names = set(wanted)
-    found = []
-    for node in list(model.graph):
-        name = str(node.name)
-        form = linear.layer(node) if name in names and name in was else ""
-        if isinstance(form, Layer) and is_fittable(node, form):
-            moments = chain.moments(form, was[name].layer, was[name].kept)
-            found.append(_refit_layer(node, form, moments, ridge))
-    return found
+    nodes = [node for node in list(model.graph) if str(node.name) in names and str(node.name) in was]
+    refitted = [refit_node(node, was[str(node.name)], chain, ridge) for node in nodes]
+    return [one for one in refitted if one is not None]
+
+
+def refit_node(node: ir.Node, was: Was, chain: Chain, ridge: float | None) -> Refitted | None:
+    """Refit one layer, as `refit` does; None when it cannot be."""
+    form = linear.layer(node)
+    if isinstance(form, str) or not is_fittable(node, form):
+        return None
+    return _refit_layer(node, form, chain.moments(form, was.layer, was.kept), ridge)
 
 
 def _refit_layer(node: ir.Node, form: Layer, moments: Moments, ridge: float | None) -> Refitted:
@@ -96,6 +99,69 @@ def solve(moments: Moments, W0: Array, b0: Array, ridge: float | None) -> tuple[
     centred = moments.layer.op != "MatMul"
     W = np.stack([_fit(moments, index, W0[index], ridge, centred) for index in range(moments.layer.groups)])
     return W, moments.mean_y - np.einsum("god,gd->go", W, moments.mean_x) if centred else b0
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """What a structure is fitted to, for one group: W[o, d], H[d, d] (None: the identity), the power of the output."""
+
+    W: Array
+    H: Array | None
+    power: float
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """A layer's least-squares weight and metric, group by group, on the inputs and targets of some moments."""
+
+    moments: Moments
+    metrics: tuple[Metric, ...]
+    old_bias: Array
+
+    def bias(self, What: Array) -> Array:
+        """Return the bias [g, o] that goes with a weight [g, o, d]: it keeps the targets' means."""
+        if self.moments.layer.op == "MatMul":
+            return self.old_bias
+        return self.moments.mean_y - np.einsum("god,gd->go", What, self.moments.mean_x)
+
+    def lost(self, What: Array) -> float:
+        """Return the share of the targets' power that a weight and its bias lose."""
+        return lost(self.moments, What, self.bias(What))
+
+
+def goal(node: ir.Node, was: Was, chain: Chain, ridge: float | None) -> Goal:
+    """Return what a structured weight of the layer is fitted to now; `was` says what the layer is in the source."""
+    form = linear.layer(node)
+    assert isinstance(form, Layer)
+    moments = chain.moments(form, was.layer, was.kept)
+    W0, b0 = linear.matrix(node, form), linear.bias(node, form)
+    assert b0 is not None
+    W, b = solve(moments, W0, b0, ridge)
+    best = W if lost(moments, W, b) <= lost(moments, W0, b0) else W0
+    return Goal(moments, tuple(metrics(moments, best, ridge)), b0)
+
+
+def metrics(moments: Moments, W: Array, ridge: float | None) -> list[Metric]:
+    """Return the metric of each group around W[g, o, d]: the Gram matrix, centred where a bias takes the mean.
+
+    Its diagonal carries the ridge, relative to each column's variance: what a structure moves away from W is paid for
+    as the fit that found W was.
+    """
+    centred = moments.layer.op != "MatMul"
+    grams = moments.centred()[0] if centred else _gram(moments)
+    found = []
+    for group, H in zip(W, grams, strict=True):
+        R, scale = shrinkage.standardised(H)
+        chosen = shrinkage.ridge_of(R, moments.rows) if ridge is None else ridge
+        power = float(((group @ H) * group).sum())
+        found.append(Metric(group, H + np.diag(chosen * np.square(scale) * R.diagonal()), power))
+    return found
+
+
+def _gram(moments: Moments) -> Array:
+    grams = moments.xx if moments.x is None else moments.x.transpose(0, 2, 1) @ moments.x
+    assert grams is not None
+    return grams
 
 
 def lost(moments: Moments, W: Array, b: Array) -> float:

@@ -150,17 +150,25 @@ class _Walker:
 
     def __init__(self, model: ir.Model, batches: Batches, settings: Settings) -> None:
         self.model, self.settings = model, settings
-        self.nodes = list(model.graph)
-        self.index = {str(node.name): at for at, node in enumerate(self.nodes)}
-        self.at = 0
+        self.at = 0  # nodes before have run; what comes later may still be replaced
         self.live = Recording()
         for feeds in batches():
             self.live.append(dict(feeds))
 
+    @property
+    def nodes(self) -> list[ir.Node]:
+        """Return the nodes in order."""
+        return list(self.model.graph)
+
+    def reach(self, name: str, wanted: str) -> None:
+        """Advance to just before a node, or stay where that is behind."""
+        self.advance(max(self.at, [str(node.name) for node in self.nodes].index(name)), wanted)
+
     def advance(self, to: int, wanted: str) -> None:
         """Run nodes[at:to] on every batch and keep what later nodes read, and `wanted`."""
-        part = self.nodes[self.at : to]
-        needed = {wanted} | {str(value.name) for value in runtime.read_values(self.nodes[to:])}
+        nodes = self.nodes
+        part = nodes[self.at : to]
+        needed = {wanted} | {str(value.name) for value in runtime.read_values(nodes[to:])}
         made = {str(output.name) for node in part for output in node.outputs if output.name}
         kept = Recording()
         session: runtime.Session | None = None
@@ -202,7 +210,7 @@ class Chain:
         has no such value, or, without `kept`, one of another shape.
         """
         self._check(layer.name, layer.output, same_shape=kept is None)
-        self.current.advance(max(self.current.index[layer.name], self.current.at), layer.input)
+        self.current.reach(layer.name, layer.input)
         goal, other = self._goal(layer)
         self._reach(layer.name, goal)
         found = Moments(layer)
@@ -223,7 +231,7 @@ class Chain:
         `target` of the shape that it has now.
         """
         self._check(node, target, same_shape=True)
-        self.current.advance(max(self.current.index[node], self.current.at), value)
+        self.current.reach(node, value)
         self._reach(node, target)
         found = ChannelMoments()
         for x, y in zip(self.current.values(value), self.source.values(target), strict=True):

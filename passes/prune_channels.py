@@ -27,7 +27,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from ccompile import fitting, graph, surgery
+from ccompile import fitting, graph, impacts, surgery
 from ccompile.analysis import cuts, linear
 from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.cuts import Reader
@@ -37,8 +37,6 @@ from ccompile.fitting import WIDEST, Was
 from ccompile.moments import Layer, Moments
 from ccompile.numerics import allocation, obs, saliency, shrinkage
 from ccompile.numerics.obs import Consumer, Trace
-
-LEVELS = (0.75, 0.5, 0.25)  # shares of a group kept when its impact on the outputs is measured
 
 
 class PruneChannels(Compression):
@@ -253,13 +251,13 @@ class PruneChannels(Compression):
         Between the measured levels, log impact runs linearly over log error; outside, in proportion to the error.
         """
         points: dict[float, float] = {}
-        for level in LEVELS:
+        for level in impacts.LEVELS:
             choice = min(choices, key=lambda c: abs(c.strength - level * group.size))
             if choice.error > 0 and choice.strength < group.size:
                 trial = graph.copy(view.model)
                 self._cut(trial, {group: self._keep(group, choice, view)}, view)
-                points[choice.error] = max(stats.impact(trial), 1e-12)
-        return _interpolated(points, np.array([choice.error for choice in wanted]))
+                points[choice.error] = stats.impact(trial)
+        return impacts.interpolated(points, np.array([choice.error for choice in wanted]))
 
     def _keep(self, group: Group, choice: Choice, view: View) -> Array:
         order, _ = self._order(group, view)
@@ -360,22 +358,6 @@ def _gram(moments: Moments, index: int) -> Array:
     x = moments.x[index]
     gram: Array = x.T @ x
     return gram
-
-
-def _interpolated(points: Mapping[float, float], errors: Array) -> Array:
-    """Return the impact at each error: log-log between the measured points, proportional outside; never falling.
-
-    >>> _interpolated({0.01: 1.0, 0.04: 4.0}, np.array([0.0, 0.02, 0.08])).round(6).tolist()
-    [0.0, 2.0, 8.0]
-    """
-    if not points:
-        return errors
-    x = np.array(sorted(points))
-    y = np.maximum.accumulate(np.array([points[error] for error in x]))
-    inside = np.exp(np.interp(np.log(np.clip(errors, x[0], x[-1])), np.log(x), np.log(y)))
-    below, above = np.minimum(errors / x[0], 1.0), np.maximum(errors / x[-1], 1.0)
-    impacts: Array = inside * below * above
-    return impacts
 
 
 def _from_first(touched: set[str], was: Mapping[str, Was]) -> list[str]:

@@ -1,0 +1,439 @@
+"""What all splits share: where they fit, what each rank loses and costs, budgets, and the sequential fit.
+
+A linear layer y = W x + b becomes several thinner ones with the composed weight What of some structure. With the
+calibration inputs' centred Gram matrix H and the outputs of the graph before the step as targets, the least squares
+weight W* = C H^-1 splits the loss into a part that no weight can avoid and the part that the structure costs,
+
+    E|Y - What X - b|^2  =  least  +  tr( (What - W*) H (What - W*)^T ),      b = E[Y] - What E[X],
+
+so every structure is fitted to W* in the metric H (the mean goes into the bias). Layers are fitted in topological
+order, on the inputs that the graph so far makes; layers that are not split are refitted on the way.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field, model_validator
+
+from ccompile import fitting, graph, impacts, stages
+from ccompile.analysis import linear
+from ccompile.core import Array, Budget, Choice, Compression, Kind, Share, Site, Skip, View
+from ccompile.errors import PassError
+from ccompile.fitting import Metric
+from ccompile.moments import Layer, Moments
+from ccompile.numerics import allocation
+from ccompile.stages import Stage
+
+LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.1, 0.05)  # shares of a layer's MACs that a curve tells
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """The split of one group: its stages, their composed weight What[o, d], and tr((What - W) H (What - W)^T)."""
+
+    stages: tuple[Stage, ...]
+    composed: Array
+    loss: float
+
+
+class Split(Compression):
+    """Options that all splits share: exactly one strength."""
+
+    kind: ClassVar[Kind] = "lossy"
+    after: ClassVar[tuple[str, ...]] = ("fold-batchnorm",)
+    ops: ClassVar[tuple[str, ...]] = ("Conv",)
+
+    keep: Share | Budget | None = Field(
+        None, description="share of each layer's multiply-adds kept, or a share of the source's cost to spend"
+    )
+    error: float | None = Field(None, ge=0, lt=1, description="share of a layer's output power that may be lost")
+    rank: int | None = Field(None, ge=1, le=1_000_000, description="rank kept at every site")
+    layers: dict[str, Share] = Field(
+        {}, description="share of multiply-adds kept where a node's name fits the glob, instead of `keep`"
+    )
+    statistics: Literal["calibration", "weights"] = Field(
+        "calibration", description="fit to calibration data, or, without any, in the metric of the weights alone"
+    )
+    ridge: float | None = Field(
+        None, ge=0, le=1, description="ridge of all fits, relative to each column's variance; by default as samples ask"
+    )
+    refit: bool = Field(True, description="refit the layers behind the first split that are not split themselves")
+    sensitivity: bool = Field(True, description="for a budget, measure what each layer's error does to the outputs")
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Self:
+        given = [name for name in self.strengths() if getattr(self, name) is not None]
+        if len(given) != 1:
+            names = [f"`{name}`" for name in self.strengths()]
+            raise ValueError(f"give exactly one of {', '.join(names[:-1])} and {names[-1]}")
+        return self
+
+    @classmethod
+    def strengths(cls) -> tuple[str, ...]:
+        """Return the options of which one says how strong."""
+        return ("keep", "error", "rank")
+
+    # -------------------------------------------------------------------------------- what a scheme is
+
+    def unfit(self, form: Layer) -> str:
+        """Return why this scheme cannot split a layer of that form, or nothing."""
+        raise NotImplementedError
+
+    def most(self, form: Layer) -> int:
+        """Return the greatest rank that is worth a thought: the one at which the split is exact."""
+        raise NotImplementedError
+
+    def shapes(self, form: Layer, rank: int) -> list[tuple[int, ...]]:
+        """Return the shapes of one group's stages at a rank, in order."""
+        raise NotImplementedError
+
+    def stages(self, form: Layer, weights: Sequence[Array]) -> tuple[Stage, ...]:
+        """Return one group's stages from their weights, in order."""
+        raise NotImplementedError
+
+    def fit(self, W: Array, H: Array | None, form: Layer, rank: int) -> Factors:
+        """Return the split of one group's W[o, d] with H[d, d], or without data."""
+        raise NotImplementedError
+
+    def bound(self, node: ir.Node, form: Layer, rank: int) -> float | None:
+        """Return a bound on |dy| / |x| of a split without data, if one is known."""
+        return None
+
+    # -------------------------------------------------------------------------------- where
+
+    def sites(self, view: View) -> list[Site | Skip]:
+        """Return the layers that may be split, and why others are left alone."""
+        found: list[Site | Skip] = []
+        for node in view.graph:
+            if node.op_type not in self.ops or node.domain not in ("", "ai.onnx"):
+                continue
+            name = str(node.name)
+            form = linear.layer(node)
+            if excluded := view.excluded(node):
+                found.append(excluded)
+            elif reason := form if isinstance(form, str) else self._refusal(node, form):
+                found.append(Skip(name, reason))
+            else:
+                assert isinstance(form, Layer)
+                found.append(Site((name,), input=form.input, output=form.output))
+        return found
+
+    def _refusal(self, node: ir.Node, form: Layer) -> str:
+        if reason := graph.weight_refusal(node.inputs[form.weight]):
+            return reason
+        weight = graph.constant(node.inputs[form.weight])
+        if weight is None or weight.dtype.kind in "iub":
+            return "its weight holds integers"
+        if not graph.is_finite(weight):
+            return "its weight is not finite"
+        if self.statistics == "calibration" and (reason := fitting.refusal(node, form)):
+            return reason
+        if reason := self.unfit(form):
+            return reason
+        least = sum(math.prod(shape) for shape in self.shapes(form, 1))
+        if least >= form.out * form.columns:
+            size = f"{form.out} x {form.columns}"
+            return f"{size} is too small: already rank 1 costs {least} for {form.out * form.columns}"
+        return ""
+
+    # -------------------------------------------------------------------------------- what it loses and costs
+
+    def choices(self, site: Site, view: View) -> list[Choice]:
+        """Return the layer as it is (strength 0), then ranks that cost less; error is the share of power lost."""
+        form = self._form(view, site)
+        price = self._prices(view)[form.name]
+        found = [Choice(0.0, 0.0, form.groups * form.out * form.columns, price.macs, price.seconds)]
+        costs = []
+        for rank in self.ranks(form, price):
+            shapes = self.shapes(form, rank)
+            params = form.groups * sum(math.prod(shape) for shape in shapes)
+            macs = price.macs_of(form.groups, shapes)
+            if params < found[0].params and macs < found[0].macs:
+                costs.append((rank, params, macs))
+        lost = self._lost(view, form, [rank for rank, _, _ in costs])
+        for (rank, params, macs), error in zip(costs, lost, strict=True):
+            found.append(Choice(float(rank), error, params, macs, price.seconds_of(macs)))
+        return found
+
+    def ranks(self, form: Layer, price: LayerPrice) -> list[int]:
+        """Return the ranks that a curve tells, mildest first: all that may be asked for."""
+        wanted, most = self._wanted(form.name), self.most(form)
+        given = [] if wanted is None else [wanted]
+        levels = given if (given or self.rank) and self.on_violation != "weaken" else [*LEVELS, *given]
+        ranks = {self._rank_of(share, form, price) for share in levels} | {min(self.rank or 0, most)}
+        return sorted(ranks - {0}, reverse=True)
+
+    def _rank_of(self, share: float, form: Layer, price: LayerPrice) -> int:
+        """Return the greatest rank that costs at most a share of the layer's multiply-adds; 0 when none does."""
+        low, high = 0, self.most(form)
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = price.macs_of(form.groups, self.shapes(form, middle)) <= share * price.macs
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+    def _wanted(self, name: str) -> float | None:
+        """Return the share of its multiply-adds that a layer is asked to keep, if any."""
+        for glob, share in self.layers.items():
+            if fnmatch.fnmatchcase(name, glob):
+                return share
+        return self.keep if isinstance(self.keep, float) else None
+
+    def losses(self, W: Array, H: Array | None, form: Layer, ranks: Sequence[int]) -> list[float]:
+        """Return what each rank loses of one group: tr((What - W) H (What - W)^T)."""
+        return [self.fit(W, H, form, rank).loss for rank in ranks]
+
+    def _lost(self, view: View, form: Layer, ranks: Sequence[int]) -> list[float]:
+        """Return the share of a layer's output power that each rank loses, or of its weight's without data."""
+
+        def compute() -> list[float]:
+            metrics = self._metrics(view, form)
+            power = sum(metric.power for metric in metrics)
+            total = np.sum([self.losses(metric.W, metric.H, form, ranks) for metric in metrics], axis=0)
+            return [min(float(loss) / power, 1.0) if power > 0 else 0.0 for loss in total]
+
+        return view.once((self.pass_name(), "lost", form.name, tuple(ranks)), compute)
+
+    def _factors(self, view: View, form: Layer, rank: int) -> list[Factors]:
+        """Return the splits of a layer's groups as the graph came in."""
+        return [self.fit(metric.W, metric.H, form, rank) for metric in self._metrics(view, form)]
+
+    def _metrics(self, view: View, form: Layer) -> list[Metric]:
+        """Return W and H of each group of a layer as the graph came in."""
+
+        def compute() -> list[Metric]:
+            node = graph.node_named(view.graph, form.name)
+            W = linear.matrix(node, form)
+            if self.statistics == "weights":
+                return [Metric(group, None, float(np.square(group).sum())) for group in W]
+            return fitting.metrics(self._moments(view)[form.name], W, self.ridge)
+
+        return view.once(("metrics", form.name, self.ridge, self.statistics), compute)
+
+    def _moments(self, view: View) -> Mapping[str, Moments]:
+        """Return the moments of all layers that may be split, observed once."""
+        stats = view.stats
+        if stats is None:
+            raise PassError(
+                f"{self.pass_name()} fits to calibration data, and the spec gives none",
+                hint="Give `data.calibration`, or the step `statistics: weights`.",
+            )
+        forms = [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
+        return view.once(("moments", self.pass_name()), lambda: stats.moments(view.model, forms))
+
+    def _form(self, view: View, site: Site) -> Layer:
+        form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
+        assert isinstance(form, Layer)
+        return form
+
+    def _prices(self, view: View) -> Mapping[str, LayerPrice]:
+        """Return what layers cost, whole and split: from the graph, and from copies in which all are split."""
+        return view.once(("prices", self.pass_name()), lambda: self._priced(view))
+
+    def _priced(self, view: View) -> dict[str, LayerPrice]:
+        forms = [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
+        if view.costs is None:
+            return {form.name: LayerPrice(1, 0.0, (1.0,)) for form in forms}
+        whole = view.costs.nodes(view.model)
+        found: dict[str, LayerPrice] = {}
+        per_stage, _ = self._trial(view, dict.fromkeys((form.name for form in forms), 1))
+        for form in forms:
+            macs, seconds = whole[form.name]
+            sizes = [form.groups * math.prod(shape) for shape in self.shapes(form, 1)]
+            positions = tuple(cost / size for cost, size in zip(per_stage[form.name], sizes, strict=True))
+            found[form.name] = LayerPrice(macs, seconds, positions)
+        points: dict[str, list[tuple[int, float]]] = {form.name: [] for form in forms}
+        for level in LEVELS[1::2]:
+            ranks = {form.name: max(1, self._rank_of(level, form, found[form.name])) for form in forms}
+            macs_of, seconds_of = self._trial(view, ranks)
+            for form in forms:
+                points[form.name].append((round(sum(macs_of[form.name])), seconds_of[form.name]))
+        return {name: price.measured(points[name]) for name, price in found.items()}
+
+    def _trial(self, view: View, ranks: Mapping[str, int]) -> tuple[dict[str, list[int]], dict[str, float]]:
+        """Return the multiply-adds of each layer's stages, and their seconds, when all are split at these ranks."""
+        assert view.costs is not None
+        trial = graph.copy(view.model)
+        made: dict[str, list[str]] = {}
+        for name, rank in ranks.items():
+            node = graph.node_named(trial.graph, name)
+            form = linear.layer(node)
+            assert isinstance(form, Layer)
+            empty = [np.broadcast_to(np.float32(0), shape) for shape in self.shapes(form, rank)]
+            parts = stages.merged([self.stages(form, empty)] * form.groups)
+            made[name] = [str(node.name) for node in stages.put(node, form, parts, None)]
+        costs = view.costs.nodes(trial)
+        macs = {name: [costs[part][0] for part in parts] for name, parts in made.items()}
+        return macs, {name: sum(costs[part][1] for part in parts) for name, parts in made.items()}
+
+    # -------------------------------------------------------------------------------- how strong
+
+    def eased(self, share: float) -> Self:
+        """Return the step with a budget that is `share` of the way back to the source's cost; itself without one."""
+        return self.model_copy(update={"keep": self.keep.eased(share)}) if isinstance(self.keep, Budget) else self
+
+    def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
+        """Return the mildest choice that costs what the options ask for, or the strongest that loses as little."""
+        whole, rest = choices[0], choices[1:]
+        name, wanted = site.nodes[0], self._wanted(site.nodes[0])
+        if not rest:
+            return Skip(name, "no rank costs less than the layer does")
+        if wanted is not None:
+            if wanted == 1:
+                return Skip(name, "all of it stays")
+            fitting_ = [choice for choice in rest if choice.macs <= wanted * whole.macs]
+            return fitting_[0] if fitting_ else Skip(name, f"no rank costs only {wanted:.3g} of the layer")
+        if self.rank is not None:
+            fitting_ = [choice for choice in rest if choice.strength == self.rank]
+            return fitting_[0] if fitting_ else Skip(name, _break_even(self.rank, rest))
+        return self.within(site, choices, self.error or 0.0)
+
+    def within(self, site: Site, choices: Sequence[Choice], error: float) -> Choice | Skip:
+        """Return the cheapest choice that loses at most `error`, if the target gains from it."""
+        whole, rest = choices[0], choices[1:]
+        if not rest:
+            return Skip(site.nodes[0], "no rank costs less than the layer does")
+        fitting_ = [choice for choice in rest if choice.error <= error * (1 + 1e-9) + 1e-14]
+        if not fitting_:
+            mildest = rest[0]
+            return Skip(site.nodes[0], f"rank {mildest.strength:g}, the mildest that pays, loses {mildest.error:.3g}")
+        chosen = fitting_[-1]
+        if whole.seconds and chosen.seconds >= whole.seconds:
+            times = f"{chosen.seconds * 1e6:.3g} us for {whole.seconds * 1e6:.3g}"
+            return Skip(site.nodes[0], f"rank {chosen.strength:g} would take {times} on the target")
+        return chosen
+
+    def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
+        """Spend a budget over all layers, or pick layer by layer."""
+        if not isinstance(self.keep, Budget) or not curves:
+            return super().plan(curves, view)
+        assert view.costs is not None
+        (what, share), now = self.keep.given[0], view.costs.report(view.model)
+        allowed = [self._allowed(site, choices) for site, choices in curves]
+        costs = [np.array([cost_of(choice, what) for choice in choices]) for choices in allowed]
+        fixed = float(getattr(now, what)) - sum(cost_of(choices[0], what) for _, choices in curves)
+        limit = share * float(getattr(view.costs.source, what)) - fixed
+        errors = [self.impacts(site, choices, view) for (site, _), choices in zip(curves, allowed, strict=True)]
+        found = [allocation.Curve(error, cost) for error, cost in zip(errors, costs, strict=True)]
+        try:
+            options = allocation.allocate(found, limit)
+        except ValueError as error:
+            raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more layers.") from error
+        chosen = [choices[option] for choices, option in zip(allowed, options, strict=True)]
+        return [
+            choice if choice.strength else Skip(site.nodes[0], "the budget leaves it whole")
+            for (site, _), choice in zip(curves, chosen, strict=True)
+        ]
+
+    def _allowed(self, site: Site, choices: Sequence[Choice]) -> list[Choice]:
+        wanted = self._wanted(site.nodes[0])
+        if wanted is None:
+            return list(choices)
+        picked = self.pick(site, choices)
+        return [picked if isinstance(picked, Choice) else choices[0]]
+
+    def impacts(self, site: Site, choices: Sequence[Choice], view: View) -> Array:
+        """Return what each choice does to the outputs, measured by splitting this layer alone at some levels."""
+        errors = np.array([choice.error for choice in choices])
+        if not self.sensitivity or view.stats is None:
+            return errors
+        stats, form = view.stats, self._form(view, site)
+        points: dict[float, float] = {}
+        for level in impacts.LEVELS:
+            choice = min(choices, key=lambda c: abs(c.macs - level * choices[0].macs))
+            if choice.strength and choice.error > 0 and choice.error not in points:
+                trial = graph.copy(view.model)
+                self._impose(trial, form, self._factors(view, form, int(choice.strength)), view)
+                points[choice.error] = stats.impact(trial)
+        return impacts.interpolated(points, errors)
+
+    def _impose(self, model: ir.Model, form: Layer, factors: Sequence[Factors], view: View) -> None:
+        """Give a layer the composed weight of its split, and the bias that keeps its mean output."""
+        node = graph.node_named(model.graph, form.name)
+        W, What = linear.matrix(node, form), np.stack([group.composed for group in factors])
+        bias = None
+        if self.statistics == "calibration" and form.op != "MatMul":
+            old = linear.bias(node, form)
+            assert old is not None
+            bias = old + np.einsum("god,gd->go", W - What, self._moments(view)[form.name].mean_x)
+        linear.store(node, form, What, bias)
+
+    # -------------------------------------------------------------------------------- the fit
+
+    def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
+        """Split layer by layer in topological order, each fitted to what the graph so far makes of the data."""
+        chosen = {site.nodes[0]: (site, choice) for site, choice in plan}
+        if not chosen:
+            return []
+        was, before = fitting.forms(view.model), graph.copy(view.model)
+        chain = None
+        if self.statistics == "calibration" and view.stats is not None:
+            chain = view.stats.chain(view.model, before)
+        found: list[Site] = []
+        for node in list(view.graph):
+            name = str(node.name)
+            if name in chosen:
+                goal = None if chain is None else fitting.goal(node, was[name], chain, self.ridge)
+                found.append(self._split(node, *chosen[name], goal))
+            elif found and chain is not None and self.refit and name in was:
+                fitting.refit_node(node, was[name], chain, self.ridge)
+        view.changed()
+        return found
+
+    def _split(self, node: ir.Node, site: Site, choice: Choice, goal: fitting.Goal | None) -> Site:
+        form, rank = linear.layer(node), int(choice.strength)
+        assert isinstance(form, Layer)
+        if goal is None:
+            W = linear.matrix(node, form)
+            factors = [self.fit(group, None, form, rank) for group in W]
+            note, bias = f"{choice.error:.3g} of the weight's power lost", None
+        else:
+            factors = [self.fit(metric.W, metric.H, form, rank) for metric in goal.metrics]
+            What = np.stack([group.composed for group in factors])
+            bias = None if form.op == "MatMul" else goal.bias(What).reshape(-1)
+            note = f"{goal.lost(What):.3g} of the output's power lost, {choice.error:.3g} predicted"
+        label = f"rank {rank} of {self.most(form)}, {note}"
+        bound = self.bound(node, form, rank) if goal is None else None
+        nodes = stages.put(node, form, stages.merged([group.stages for group in factors]), bias)
+        return Site(tuple(str(made.name) for made in nodes), label, site.input, site.output, bound)
+
+
+@dataclass(frozen=True)
+class LayerPrice:
+    """What a layer costs whole, and split: output positions of each stage, and (multiply-adds, seconds) seen."""
+
+    macs: int
+    seconds: float
+    positions: tuple[float, ...]
+    points: tuple[tuple[int, float], ...] = ()
+
+    def measured(self, points: Sequence[tuple[int, float]]) -> LayerPrice:
+        """Return the price with what splits were estimated to take."""
+        return LayerPrice(self.macs, self.seconds, self.positions, tuple(sorted(set(points))))
+
+    def macs_of(self, groups: int, shapes: Sequence[tuple[int, ...]]) -> int:
+        """Return the multiply-adds of stages of those shapes."""
+        return round(groups * sum(n * math.prod(shape) for n, shape in zip(self.positions, shapes, strict=True)))
+
+    def seconds_of(self, macs: int) -> float:
+        """Return the estimated seconds, linear in the multiply-adds between what was seen."""
+        if not self.points:
+            return 0.0
+        x, y = np.array(self.points).T
+        return float(np.interp(macs, x, y))
+
+
+def cost_of(choice: Choice, what: str) -> float:
+    """Return a choice's cost in a budget's measure."""
+    return float(choice.params * 4 if what == "stored_bytes" else getattr(choice, what))
+
+
+def _break_even(rank: int, rest: Sequence[Choice]) -> str:
+    return f"rank {rank} would cost more than the layer does; it pays up to rank {rest[0].strength:g}"
