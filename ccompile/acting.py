@@ -19,6 +19,7 @@ def _compress(step: Compression, view: View) -> PassResult:
     """Let the pass name its sites, pick strengths on the graph as it came in, and apply them in topological order."""
     found = step.sites(view)
     skipped = [site for site in found if isinstance(site, Skip)]
+    step.prepare([site for site in found if isinstance(site, Site)], view)
     curves = [(site, step.choices(site, view)) for site in found if isinstance(site, Site)]
     plan = []
     for (site, _), chosen in zip(curves, step.plan(curves, view), strict=True):

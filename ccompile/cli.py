@@ -80,6 +80,13 @@ def cli() -> None:
 @click.option("--evidence", type=_FILE, metavar="FILE", help="Where the evidence goes [OUT.evidence.json].")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="Threads; 0: all cores.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(0, 256),
+    default=1,
+    show_default=True,
+    help="Processes for work on layers; 0: all cores.",
+)
 @click.option("--measure", is_flag=True, help="Race the result against the source on this machine.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every site and every skip with its reason.")
@@ -92,6 +99,7 @@ def compile_command(
     evidence: Path | None,
     seed: int,
     threads: int,
+    jobs: int,
     measure: bool,
     quiet: bool,
     verbose: bool,
@@ -101,7 +109,7 @@ def compile_command(
     from ccompile.request import Request
     from ccompile.spec import load
 
-    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure)
+    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs)
     with _progress(quiet) as progress:
         result = pipeline.compile_model(request, progress)
     if not quiet:

@@ -35,6 +35,7 @@ from ccompile.evidence import (
     Verdict,
     versions,
 )
+from ccompile.executor import Executor, InProcess, executor
 from ccompile.metrics import Metric, find_metric, measure, top1
 from ccompile.recording import Recording
 from ccompile.request import Request, check_external, check_paths, dump_name
@@ -62,13 +63,14 @@ def compile_model(request: Request, progress: Progress = lambda text, done, tota
     start = time.perf_counter()
     total = len(request.spec.passes) + 2
     progress("reading and running the source", 0, total)
-    run = _Run(request)
-    run.open()
-    for index, step in enumerate(request.spec.passes):
-        progress(f"step {index + 1} {step.pass_name()}", index + 1, total)
-        run.step(index, step)
-        if run.steps[-1].verdict == "failed":
-            break
+    with executor(request.jobs) as executing:
+        run = _Run(request, executing)
+        run.open()
+        for index, step in enumerate(request.spec.passes):
+            progress(f"step {index + 1} {step.pass_name()}", index + 1, total)
+            run.step(index, step)
+            if run.steps[-1].verdict == "failed":
+                break
     progress("gates and output", total - 1, total)
     evidence = run.finish(start)
     progress("done", total, total)
@@ -112,6 +114,7 @@ class _Run:
     """A compile in progress."""
 
     request: Request
+    executor: Executor = field(default_factory=InProcess)
     steps: list[StepRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -254,6 +257,7 @@ class _Run:
             lambda values: runtime.evaluate(values, self.settings),
             self.statistics,
             _Costs(self),
+            self.executor,
         )
         result = act(step, view)
         graph.remove_dead(model.graph)

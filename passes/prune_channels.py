@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -129,6 +130,12 @@ class PruneChannels(Compression):
             return "it is shared by several layers (coupled: false)"
         return ""
 
+    def prepare(self, sites: Sequence[Site], view: View) -> None:
+        """Find the order in which the units of each group go."""
+        groups = [view.ask(channels).named(site.nodes[0]) for site in sites]
+        for group, trace in zip(groups, self._traces(groups, view), strict=True):
+            view.remember(("trace", group.name), trace)
+
     def choices(self, site: Site, view: View) -> list[Choice]:
         """Return every number of units that may stay; error is the share of the consumers' output power lost."""
         group = view.ask(channels).named(site.nodes[0])
@@ -138,17 +145,13 @@ class PruneChannels(Compression):
 
     def _order(self, group: Group, view: View) -> tuple[Array, Array]:
         """Return the removal order of the units and the loss after each removal."""
-        trace = view.once(("trace", group.name), lambda: self._trace(group, view))
+        trace = view.once(("trace", group.name), lambda: self._traces([group], view)[0])
         return trace.order, trace.loss
 
-    def _trace(self, group: Group, view: View) -> Trace:
-        consumers = self._consumers(group, view)
+    def _traces(self, groups: Sequence[Group], view: View) -> list[Trace]:
         if self.criterion == "reconstruction":
-            return obs.remove_units(consumers, 0.0, limit=group.size - 1)
-        scores = self._scores(group, view)
-        order = np.argsort(scores, kind="stable")[: group.size - 1]
-        loss = np.cumsum(np.square(scores[order])) / max(float(np.square(scores).sum()), 1e-30)
-        return Trace(order, loss, group.size, (0.0,) * len(consumers))
+            return view.map(partial(obs.remove_units, ridge=0.0), (self._consumers(group, view) for group in groups))
+        return [saliency.ranked(self._scores(group, view)) for group in groups]
 
     def _scores(self, group: Group, view: View) -> Array:
         """Return the importance of each unit from its producers' rows."""

@@ -61,9 +61,15 @@ class SplitSvd(Compression):
                 found.append(Site((name,), input=str(data.name), output=str(node.outputs[0].name)))
         return found
 
+    def prepare(self, sites: Sequence[Site], view: View) -> None:
+        """Decompose the weights of all sites."""
+        matrices = (_matrix(graph.node_named(view.graph, site.nodes[0])) for site in sites)
+        for site, factors in zip(sites, view.map(svd.decompose, matrices), strict=True):
+            view.remember(site.nodes, factors)
+
     def choices(self, site: Site, view: View) -> list[Choice]:
         """Return every rank, full rank first; params without bias, macs per row."""
-        U, s, V = view.once(site.nodes, lambda: svd.decompose(_matrix(graph.node_named(view.graph, site.nodes[0]))))
+        U, s, V = _factors(site, view)
         errors, width = svd.tail_errors(s), len(U) + V.shape[1]
         return [Choice(r, float(errors[r]), r * width, r * width) for r in range(len(s), 0, -1)]
 
@@ -89,7 +95,7 @@ class SplitSvd(Compression):
         """Put two thin layers in the place of one."""
         node = graph.node_named(view.graph, site.nodes[0])
         W = _matrix(node)
-        U, s, V = view.once(site.nodes, lambda: svd.decompose(W))
+        U, s, V = _factors(site, view)
         rank = int(choice.strength)
         A, B = svd.truncate(U, s, V, rank)
         first, second = _rebuild(node, A.astype(W.dtype), B.astype(W.dtype), view.graph)
@@ -100,6 +106,12 @@ class SplitSvd(Compression):
         bound = (float(s[rank]) if rank < len(s) else 0.0) + rounding
         note = f"rank {rank} of {len(s)}, weight error {choice.error:.4g}"
         return Site((str(first.name), str(second.name)), note, site.input, site.output, bound)
+
+
+def _factors(site: Site, view: View) -> tuple[Array, Array, Array]:
+    """Return the decomposition of a site's weight as it came in."""
+    node = graph.node_named(view.graph, site.nodes[0])
+    return view.once(site.nodes, lambda: view.map(svd.decompose, [_matrix(node)])[0])
 
 
 def _dense_size(choices: Sequence[Choice]) -> int:
