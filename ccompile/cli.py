@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ccompile import __version__
-from ccompile.errors import CcompileError, DataError, ModelError, SpecError
+from ccompile.errors import CcompileError, ModelError, SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from ccompile.core import Comparison, Tolerance
+    from ccompile.core import Tolerance
+    from ccompile.diff import Given
     from ccompile.pipeline import Progress
 
 OK, BROKEN, WRONG, BUG, INTERRUPTED = 0, 1, 2, 70, 130
@@ -180,7 +182,18 @@ def schema() -> int:
     return OK
 
 
-def _data_options(command: Any) -> Any:
+def _data_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of `Given`, which it takes as `given`."""
+
+    @functools.wraps(command)
+    def with_given(
+        data: Path | None, samples: int | None, seed: int, shapes: tuple[str, ...], threads: int, **others: Any
+    ) -> int:
+        from ccompile.diff import Given
+
+        return command(given=Given(data, samples, seed, dict(_shape(text) for text in shapes), threads), **others)
+
+    found: Callable[..., int] = with_given
     for option in (
         click.option("--data", type=_FILE, help="An .npz by input name, or a folder of test_data_set_*."),
         click.option("--samples", type=click.IntRange(1), help="Use this many samples [all, or 16 synthetic ones]."),
@@ -191,24 +204,15 @@ def _data_options(command: Any) -> Any:
         click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="0: all cores."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):
-        command = option(command)
-    return command
+        found = option(found)
+    return found
 
 
 @cli.command()
 @click.argument("before", type=_FILE)
 @click.argument("after", type=_FILE)
 @_data_options
-def diff(
-    before: Path,
-    after: Path,
-    data: Path | None,
-    samples: int | None,
-    seed: int,
-    shapes: tuple[str, ...],
-    threads: int,
-    as_json: bool,
-) -> int:
+def diff(before: Path, after: Path, given: Given, as_json: bool) -> int:
     """Show what AFTER adds, removes, resizes and changes, and how its outputs move."""
     from ccompile import diff as diffs
     from ccompile import graph, report
@@ -217,7 +221,7 @@ def diff(
     changes = diffs.compare_graphs(graph.load(before).model, graph.load(after).model)
     record, source, why = None, "", ""
     try:
-        comparison, source = _compare(after, before, data, samples, seed, shapes, threads, None)
+        comparison, source = diffs.compare_files(after, before, given, None)
         record = ComparisonRecord.of(comparison)
     except ModelError as error:
         if not any(change.what == "interface" for change in changes):
@@ -254,11 +258,7 @@ def check(
     relative_l2: float | None,
     cosine: float | None,
     argmax: float | None,
-    data: Path | None,
-    samples: int | None,
-    seed: int,
-    shapes: tuple[str, ...],
-    threads: int,
+    given: Given,
     as_json: bool,
 ) -> int:
     """Compare OUTPUT with another model on real or seeded inputs; exit 1 when it leaves the tolerance.
@@ -266,11 +266,12 @@ def check(
     Without any tolerance only float reordering is allowed.
     """
     from ccompile import report
+    from ccompile.diff import compare_files
     from ccompile.evidence import ComparisonRecord
 
     limits = {"atol": atol, "rtol": rtol, "relative_l2": relative_l2, "cosine": cosine, "argmax": argmax}
     tolerance = _tolerance({name: value for name, value in limits.items() if value is not None})
-    comparison, source = _compare(output, against, data, samples, seed, shapes, threads, tolerance)
+    comparison, source = compare_files(output, against, given, tolerance)
     broken = comparison.exact_violations() if tolerance is None else comparison.violations(tolerance)
     record = ComparisonRecord.of(comparison)
     if as_json:
@@ -290,38 +291,6 @@ def _tolerance(limits: dict[str, float]) -> Tolerance | None:
     from ccompile.validation import from_options
 
     return from_options(Tolerance, limits) if limits else None
-
-
-def _compare(
-    candidate: Path,
-    reference: Path,
-    data: Path | None,
-    samples: int | None,
-    seed: int,
-    shapes: Sequence[str],
-    threads: int,
-    tolerance: Tolerance | None,
-) -> tuple[Comparison, str]:
-    """Return the comparison of two model files, and what it was made on."""
-    from ccompile import graph, runtime
-    from ccompile.comparison import compare, rtol_of
-    from ccompile.data import DataSpec, open_data
-    from ccompile.runtime import Settings
-
-    kind: dict[str, Any] = {"synthetic": {}, "shapes": dict(_shape(text) for text in shapes), "seed": seed}
-    if data is not None:
-        if not data.exists():
-            raise DataError("there is no such file or folder", f"--data {data}")
-        kind = {"test_data" if data.is_dir() else "npz": str(data.resolve())}
-    if samples is not None or data is None:
-        kind["samples"] = samples or 16
-    spec = DataSpec.model_validate({"verification": kind})
-    models = [graph.load(path).model for path in (candidate, reference)]
-    inputs = open_data(spec, models[1], Path(), seed).verification
-    outputs = [
-        runtime.outputs_of(model, (batch.feeds for batch in inputs.batches()), Settings(threads)) for model in models
-    ]
-    return compare(outputs[0], outputs[1], inputs.samples, rtol_of(tolerance)), inputs.source
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

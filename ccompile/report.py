@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ccompile import registry
-from ccompile.core import Pass
+from ccompile.core import Pass, is_inexact
 from ccompile.cost import ModelCost, NodeCost
-from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, StepRecord
+from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, OutputRecord, StepRecord
 from ccompile.inspection import Acts
 
 _STYLE = {
@@ -128,14 +128,31 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _moved(comparison: ComparisonRecord | None) -> tuple[str, str]:
-    """Return the worst relative L2 and the least argmax agreement of a comparison."""
+    """Return the worst relative L2 and the least argmax agreement of a comparison.
+
+    Integers that differ, which a limit on argmax may allow, count in the agreement only.
+    """
     if comparison is None:
         return "-", "-"
-    if any(output.problem or output.mismatches for output in comparison.outputs):
+    if any(_is_broken(output) for output in comparison.outputs):
         return "broken", "-"
-    errors = [output.relative_l2 if output.relative_l2 is not None else float("inf") for output in comparison.outputs]
+    close = [output for output in comparison.outputs if not output.mismatches]
+    errors = [output.relative_l2 if output.relative_l2 is not None else float("inf") for output in close]
     argmax = [output.argmax for output in comparison.outputs if output.argmax is not None]
-    return f"{max(errors, default=0):.1e}", f"{min(argmax):.2%}" if argmax else "-"
+    return f"{max(errors):.1e}" if errors else "-", f"{min(argmax):.2%}" if argmax else "-"
+
+
+def _is_broken(output: OutputRecord) -> bool:
+    return bool(output.problem) or (output.mismatches > 0 and is_inexact(output.dtype))
+
+
+def _furthest(output: OutputRecord) -> str:
+    """Return how far the worst element is, or what is worse than far."""
+    if output.problem:
+        return output.problem
+    if output.mismatches:
+        return f"{output.mismatches} {'broken' if is_inexact(output.dtype) else 'differ'}"
+    return _shown(output.max_abs, ".3g")
 
 
 def _costs(cost: CostRecord | None) -> tuple[str, ...]:
@@ -279,7 +296,7 @@ def comparison_table(record: ComparisonRecord, source: str) -> RenderableType:
             output.name,
             output.dtype,
             count(output.elements),
-            output.problem or (f"{output.mismatches} broken" if output.mismatches else _shown(output.max_abs, ".3g")),
+            _furthest(output),
             _shown(output.relative_l2, ".3g"),
             _shown(output.sqnr_db, ".1f"),
             _shown(output.cosine, ".6f"),
