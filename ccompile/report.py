@@ -14,7 +14,7 @@ from ccompile import registry
 from ccompile.core import Pass, is_inexact
 from ccompile.cost import ModelCost, NodeCost
 from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, OutputRecord, StepRecord
-from ccompile.inspection import Acts
+from ccompile.inspection import Acts, Coupling, GroupFacts
 
 _STYLE = {
     "kept": "green",
@@ -28,6 +28,8 @@ _GAP = 2  # between two columns
 _TEXT = 24  # a column of longer texts may be folded down to this
 _STEPS_DROP = ("est. time", "stored", "MACs", "vs previous", "params", "argmax")
 _OPS_DROP = ("moved", "stored", "est. time", "params")
+_GROUPS_DROP = ("through", "made by", "read by")
+_SHOWN = 2  # nodes of a long list
 _LAYERS_DROP = ("est. time", "stored", "params", "MACs")
 
 
@@ -287,6 +289,38 @@ def _refusals(acts: Sequence[Acts]) -> Iterable[RenderableType]:
     for (name, reason), nodes in layers.items():
         more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
         yield Text(f"not {name}: {reason}: {', '.join(nodes[:3])}{more}")
+
+
+def groups_table(found: Coupling) -> RenderableType:
+    """Return one row per group of coupled channels, then the notes; long lists end in a count."""
+    rows = [
+        (g.name, _listed(g.producers), _listed(g.through), _listed(g.readers), _pins(g), str(g.units))
+        for g in found.groups
+    ]
+    free = [group.units for group in found.groups if not group.pinned]
+    columns = ["group", "made by", "through", "read by", "pinned by", "units"]
+    shown = [table(columns, rows, left=5, drop=_GROUPS_DROP), Text()] if rows else []
+    total = Text(f"groups: {len(rows)}, of them free: {len(free)}, with {sum(free):,} units")
+    return Group(*shown, total, *(Text(f"note: {note}") for note in found.notes))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are.
+
+    >>> _listed(["a", "b", "c", "d"])
+    'a, b and 2 more'
+    """
+    shown = names if len(names) <= _SHOWN + 1 else names[:_SHOWN]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
+
+
+def _pins(group: GroupFacts) -> str:
+    """Return what pins a group: its first reason, with the node where that is not the group's name, and a count."""
+    if not group.pinned:
+        return ""
+    node, reason = group.pinned[0]
+    more = f" and {len(group.pinned) - 1} more" if len(group.pinned) > 1 else ""
+    return (reason if node == group.name else f"{node}: {reason}") + more
 
 
 def comparison_table(record: ComparisonRecord, source: str) -> RenderableType:
