@@ -89,6 +89,16 @@ class Moments:
         return self.sx / max(self.rows, 1)
 
     @property
+    def square_x(self) -> Array:
+        """Return the mean square of the input [g, d]."""
+        if self.x is not None:
+            squares: Array = np.square(self.x).sum(1)
+        else:
+            assert self.xx is not None
+            squares = np.diagonal(self.xx, axis1=1, axis2=2)
+        return squares / max(self.rows, 1)
+
+    @property
     def mean_y(self) -> Array:
         """Return the mean target output [g, o]."""
         return self.sy / max(self.rows, 1)
