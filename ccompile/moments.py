@@ -84,6 +84,12 @@ class Moments:
     y: Array | None = None
 
     @property
+    def nbytes(self) -> int:
+        """Return the bytes held."""
+        parts = (self.sx, self.sy, self.yy, self.xx, self.yx, self.x, self.y)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    @property
     def mean_x(self) -> Array:
         """Return the mean input [g, d]."""
         return self.sx / max(self.rows, 1)

@@ -378,6 +378,8 @@ class _Run:
         size = name.stat().st_size if name.exists() else 0
         total = time.perf_counter() - start
         timing: dict[str, Any] = {"steps": self.seconds, "verification": self.verifying, "total": total}
+        if self.statistics is not None and (held := self.statistics.ledger.record()):
+            timing["statistics"] = held
         if judged.race is not None:
             timing["measured"] = {**vars(judged.race), "threads": request.threads}  # 0: all cores
         return Evidence(

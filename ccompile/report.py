@@ -196,6 +196,9 @@ def evidence_table(evidence: Evidence) -> RenderableType:
         for step in evidence.steps
         if step.verdict == "reverted"
     ]
+    if (data := evidence.calibration) and (used := evidence.timing.get("statistics")):
+        held = f"{used['layers']} layers, up to {used['rows']:,} rows each, {size(used['bytes'])} held at most"
+        parts.append(Text(f"calibrated on {data.samples} samples: {data.source}; {held}"))
     data = evidence.verification
     parts.append(Text(f"verified on {data.samples} samples: {data.source}; target {evidence.target}"))
     return Group(*parts)

@@ -92,8 +92,8 @@ class PruneChannels(Compression):
     sensitivity: bool = Field(True, description="for a budget, measure what each group does to the outputs")
     statistics: Literal["calibration", "weights"] = Field(
         "calibration",
-        description="fit to calibration data (`data.calibration: {synthetic: {}}` draws random inputs), or, without "
-        "any, in the metric of the weights alone",
+        description="fit to calibration data, or, without any, in the metric of the weights alone; for random inputs "
+        "give `data.calibration: {synthetic: {}}`",
     )
 
     @model_validator(mode="after")
@@ -156,7 +156,7 @@ class PruneChannels(Compression):
             uses = " and ".join(f"`{option}`" for option in wanted)
             ways = wanted.values() if self.criterion != "reconstruction" else ["statistics: weights"]
             raise PassError(
-                f"prune-channels has {uses}, which needs calibration data, and the spec gives none",
+                f"prune-channels needs calibration data for {uses}, and the spec gives none",
                 hint="Give `data.calibration`, or the step " + " and ".join(f"`{way}`" for way in ways) + ".",
             )
 

@@ -16,7 +16,7 @@ LAYERS = [
     ["ccompile", "ccompile.errors", "ccompile.specs"],
     ["ccompile.disk", "ccompile.executor", "ccompile.wire", "ccompile.marks", "ccompile.declaration"],
     ["ccompile.numerics", "ccompile.numerics.*"],
-    ["ccompile.moments"],
+    ["ccompile.moments", "ccompile.ledger"],
     ["ccompile.selectors", "ccompile.validation"],
     ["ccompile.overrides"],
     ["ccompile.core"],

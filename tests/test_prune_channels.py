@@ -434,7 +434,7 @@ def test_without_calibration_data_what_needs_it_and_the_remedy_are_named(
 ) -> None:
     with pytest.raises(PassError) as caught:
         prune(coupled.chain(), [], **{"keep": 0.5, **options})
-    assert f"prune-channels has {needs}, which needs calibration data, and the spec gives none" in str(caught.value)
+    assert f"prune-channels needs calibration data for {needs}, and the spec gives none" in str(caught.value)
     assert f"Give `data.calibration`, or the step {remedy}." in str(caught.value)
 
 

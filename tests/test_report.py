@@ -65,6 +65,15 @@ def test_a_reverted_step_says_why(evidence: Evidence) -> None:
     assert "note: step 3 split-svd reverted: `[y]` left its tolerance" in shown(report.evidence_table(changed), 240)
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_calibration_is_told_with_what_its_statistics_held_where_a_step_used_it(evidence: Evidence, used: bool) -> None:
+    held = {"layers": 34, "rows": 32768, "bytes": 210_000_000}
+    timing = {**evidence.timing, **({"statistics": held} if used else {})}
+    text = shown(report.evidence_table(evidence.model_copy(update={"timing": timing})), 240)
+    assert ("34 layers, up to 32,768 rows each, 210 MB held at most" in text) is used
+    assert ("calibrated on 256 samples: npz calibration.npz" in text) is used
+
+
 def compared(dtype: str, mismatches: int, **changes: object) -> ComparisonRecord:
     """A comparison of four elements of one output."""
     output = OutputComparison("y", dtype, 4, 0.0, 0.0, 0.0, math.inf, 1.0, (4 - mismatches) / 4, None, mismatches)
