@@ -25,6 +25,7 @@ def _compress(step: Compression, view: View, ease: float) -> PassResult:
     """Let the pass name its sites, pick strengths on the graph as it came in, and apply them in topological order."""
     found = step.sites(view)
     skipped = [site for site in found if isinstance(site, Skip)]
+    step.prepare([site for site in found if isinstance(site, Site)], view)
     curves = [(site, step.choices(site, view)) for site in found if isinstance(site, Site)]
     softer = step.eased(ease) if ease else step
     chosen = softer.plan(curves, view)

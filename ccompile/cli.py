@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ccompile import __version__
-from ccompile.errors import CcompileError, DataError, ModelError, SpecError
+from ccompile.errors import CcompileError, ModelError, SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from ccompile.core import Comparison, Tolerance
+    from ccompile.core import Tolerance
+    from ccompile.diff import Given
     from ccompile.pipeline import Progress
 
 OK, BROKEN, WRONG, BUG, INTERRUPTED = 0, 1, 2, 70, 130
@@ -80,6 +82,13 @@ def cli() -> None:
 @click.option("--evidence", type=_FILE, metavar="FILE", help="Where the evidence goes [OUT.evidence.json].")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="Threads; 0: all cores.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(0, 256),
+    default=1,
+    show_default=True,
+    help="Processes for work on layers; 0: all cores.",
+)
 @click.option("--measure", is_flag=True, help="Race the result against the source on this machine.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every site and every skip with its reason.")
@@ -92,6 +101,7 @@ def compile_command(
     evidence: Path | None,
     seed: int,
     threads: int,
+    jobs: int,
     measure: bool,
     quiet: bool,
     verbose: bool,
@@ -101,7 +111,7 @@ def compile_command(
     from ccompile.request import Request
     from ccompile.spec import load
 
-    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure)
+    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs)
     with _progress(quiet) as progress:
         result = pipeline.compile_model(request, progress)
     if not quiet:
@@ -119,15 +129,26 @@ def compile_command(
 @click.argument("model", type=_FILE)
 @click.option("--target", default="generic-cpu", show_default=True, help="Name or path of the target.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input with open axes.")
+@click.option("--groups", is_flag=True, help="Show the groups of coupled channels instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(model: Path, target: str, shapes: tuple[str, ...], as_json: bool) -> int:
-    """Show what each op and layer costs, which passes could act there, and why others not."""
+def inspect(model: Path, target: str, shapes: tuple[str, ...], groups: bool, as_json: bool) -> int:
+    """Show what each op and layer costs, which passes could act there, and why others not.
+
+    With --groups: which channels must be removed together, the layers that make and read them, and what pins them.
+    """
     from dataclasses import asdict
 
     from ccompile import report
-    from ccompile.inspection import inspect_model
+    from ccompile.inspection import inspect_groups, inspect_model
     from ccompile.target import load_target
 
+    if groups:
+        coupling = inspect_groups(model)
+        if as_json:
+            _echo(json.dumps(asdict(coupling), indent=1))
+        else:
+            _show(report.groups_table(coupling))
+        return OK
     found = inspect_model(model, load_target(target, Path()), dict(_shape(text) for text in shapes))
     if as_json:
         _echo(json.dumps({"target": target, **asdict(found)}, indent=1))
@@ -172,7 +193,18 @@ def schema() -> int:
     return OK
 
 
-def _data_options(command: Any) -> Any:
+def _data_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of `Given`, which it takes as `given`."""
+
+    @functools.wraps(command)
+    def with_given(
+        data: Path | None, samples: int | None, seed: int, shapes: tuple[str, ...], threads: int, **others: Any
+    ) -> int:
+        from ccompile.diff import Given
+
+        return command(given=Given(data, samples, seed, dict(_shape(text) for text in shapes), threads), **others)
+
+    found: Callable[..., int] = with_given
     for option in (
         click.option("--data", type=_FILE, help="An .npz by input name, or a folder of test_data_set_*."),
         click.option("--samples", type=click.IntRange(1), help="Use this many samples [all, or 16 synthetic ones]."),
@@ -183,24 +215,15 @@ def _data_options(command: Any) -> Any:
         click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="0: all cores."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):
-        command = option(command)
-    return command
+        found = option(found)
+    return found
 
 
 @cli.command()
 @click.argument("before", type=_FILE)
 @click.argument("after", type=_FILE)
 @_data_options
-def diff(
-    before: Path,
-    after: Path,
-    data: Path | None,
-    samples: int | None,
-    seed: int,
-    shapes: tuple[str, ...],
-    threads: int,
-    as_json: bool,
-) -> int:
+def diff(before: Path, after: Path, given: Given, as_json: bool) -> int:
     """Show what AFTER adds, removes, resizes and changes, and how its outputs move."""
     from ccompile import diff as diffs
     from ccompile import graph, report
@@ -209,7 +232,7 @@ def diff(
     changes = diffs.compare_graphs(graph.load(before).model, graph.load(after).model)
     record, source, why = None, "", ""
     try:
-        comparison, source = _compare(after, before, data, samples, seed, shapes, threads, None)
+        comparison, source = diffs.compare_files(after, before, given, None)
         record = ComparisonRecord.of(comparison)
     except ModelError as error:
         if not any(change.what == "interface" for change in changes):
@@ -246,11 +269,7 @@ def check(
     relative_l2: float | None,
     cosine: float | None,
     argmax: float | None,
-    data: Path | None,
-    samples: int | None,
-    seed: int,
-    shapes: tuple[str, ...],
-    threads: int,
+    given: Given,
     as_json: bool,
 ) -> int:
     """Compare OUTPUT with another model on real or seeded inputs; exit 1 when it leaves the tolerance.
@@ -258,11 +277,12 @@ def check(
     Without any tolerance only float reordering is allowed.
     """
     from ccompile import report
+    from ccompile.diff import compare_files
     from ccompile.evidence import ComparisonRecord
 
     limits = {"atol": atol, "rtol": rtol, "relative_l2": relative_l2, "cosine": cosine, "argmax": argmax}
     tolerance = _tolerance({name: value for name, value in limits.items() if value is not None})
-    comparison, source = _compare(output, against, data, samples, seed, shapes, threads, tolerance)
+    comparison, source = compare_files(output, against, given, tolerance)
     broken = comparison.exact_violations() if tolerance is None else comparison.violations(tolerance)
     record = ComparisonRecord.of(comparison)
     if as_json:
@@ -282,38 +302,6 @@ def _tolerance(limits: dict[str, float]) -> Tolerance | None:
     from ccompile.validation import from_options
 
     return from_options(Tolerance, limits) if limits else None
-
-
-def _compare(
-    candidate: Path,
-    reference: Path,
-    data: Path | None,
-    samples: int | None,
-    seed: int,
-    shapes: Sequence[str],
-    threads: int,
-    tolerance: Tolerance | None,
-) -> tuple[Comparison, str]:
-    """Return the comparison of two model files, and what it was made on."""
-    from ccompile import graph, runtime
-    from ccompile.comparison import compare, rtol_of
-    from ccompile.data import DataSpec, open_data
-    from ccompile.runtime import Settings
-
-    kind: dict[str, Any] = {"synthetic": {}, "shapes": dict(_shape(text) for text in shapes), "seed": seed}
-    if data is not None:
-        if not data.exists():
-            raise DataError("there is no such file or folder", f"--data {data}")
-        kind = {"test_data" if data.is_dir() else "npz": str(data.resolve())}
-    if samples is not None or data is None:
-        kind["samples"] = samples or 16
-    spec = DataSpec.model_validate({"verification": kind})
-    models = [graph.load(path).model for path in (candidate, reference)]
-    inputs = open_data(spec, models[1], Path(), seed).verification
-    outputs = [
-        runtime.outputs_of(model, (batch.feeds for batch in inputs.batches()), Settings(threads)) for model in models
-    ]
-    return compare(outputs[0], outputs[1], inputs.samples, rtol_of(tolerance)), inputs.source
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
@@ -13,11 +13,13 @@ import onnx_ir as ir
 from pydantic import Field, model_validator
 
 from ccompile.declaration import Declaration
+from ccompile.executor import Executor, InProcess
 from ccompile.moments import ChannelMoments, Layer, Moments
 from ccompile.selectors import Facts, SelectorOption
 
 Array = npt.NDArray[Any]
 Kind = Literal["exact", "bounded", "lossy"]
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -358,6 +360,7 @@ class View:
     evaluate: Callable[[Sequence[ir.Value]], list[Array]]
     stats: Statistics | None = None
     costs: Costs | None = None
+    executor: Executor = field(default_factory=InProcess)
     _answers: dict[Callable[..., Any], Any] = field(default_factory=dict)
     _results: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -383,6 +386,17 @@ class View:
             self._results[key] = compute()
         result: T = self._results[key]
         return result
+
+    def remember(self, key: Hashable, value: object) -> None:
+        """Have `once` return `value` for `key` in this step."""
+        self._results[key] = value
+
+    def map(self, function: Callable[[S], T], items: Iterable[S]) -> list[T]:
+        """Return function(item) of each item, in order, wherever the executor runs it.
+
+        `function` is one of ccompile.numerics, or a partial of one; items are arrays or dataclasses of them.
+        """
+        return self.executor.map(function, items)
 
     def excluded(self, node: ir.Node) -> Skip | None:
         """Return a Skip when the step's `only` or `skip` keep the pass away from `node`."""
@@ -481,6 +495,9 @@ class Compression(Pass):
     def sites(self, view: View) -> list[Site | Skip]:
         """Return every place where the pass may act, and why not elsewhere, in topological order."""
         raise NotImplementedError
+
+    def prepare(self, sites: Sequence[Site], view: View) -> None:
+        """Do for all sites at once, by `view.map`, what their `choices` would do one by one; by default nothing."""
 
     def choices(self, site: Site, view: View) -> list[Choice]:
         """Return the curve strength -> error, cost at `site`, mildest first, without changing the graph."""

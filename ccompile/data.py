@@ -37,6 +37,7 @@ _OPENERS: dict[SourceKind, Callable[[Request], Stream]] = {
     "synthetic": open_synthetic,
 }
 _NO_DATA = "no data given: seeded synthetic inputs"
+_RANDOM = "seeded random inputs: layers are fitted to noise, not to data"
 _NO_VERIFICATION = "no verification data given: seeded synthetic inputs, because calibration data must not judge itself"
 
 
@@ -86,6 +87,7 @@ def open_data(spec: DataSpec | None, model: ir.Model, base: Path, seed: int) -> 
         fitted = replace(judged, source=first, role="calibration")
         judged = replace(judged, start=shared_samples(fitted, judged))
         seen = _open(fitted)
+        seen = replace(seen, notes=((_RANDOM,) if first.synthetic else ()) + seen.notes)
         calibration = _data_set(seen, None, fitted)
     stream = _open(judged)
     keep = None

@@ -1,14 +1,55 @@
-"""Two graphs side by side: which nodes and weights were added, removed, resized or changed."""
+"""Two models side by side: which nodes and weights were added, removed, resized or changed; how outputs move."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from ccompile import graph
+from ccompile import graph, runtime
+from ccompile.comparison import compare, rtol_of
+from ccompile.core import Comparison, Tolerance
+from ccompile.data import DataSpec, open_data
+from ccompile.errors import DataError
+from ccompile.runtime import Settings
+
+SAMPLES = 16  # synthetic ones, unless a number is given
+
+
+@dataclass(frozen=True)
+class Given:
+    """What two models are compared on: a file or folder of samples, else seeded synthetic ones of these shapes."""
+
+    data: Path | None = None
+    samples: int | None = None
+    seed: int = 0
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    threads: int = 0
+
+
+def compare_files(
+    candidate: Path, reference: Path, given: Given, tolerance: Tolerance | None
+) -> tuple[Comparison, str]:
+    """Return the comparison of two model files, and what it was made on."""
+    kind: dict[str, Any] = {"synthetic": {}, "shapes": dict(given.shapes), "seed": given.seed}
+    if (data := given.data) is not None:
+        if not data.exists():
+            raise DataError("there is no such file or folder", f"--data {data}")
+        kind = {"test_data" if data.is_dir() else "npz": str(data.resolve())}
+    if given.samples is not None or data is None:
+        kind["samples"] = given.samples or SAMPLES
+    spec = DataSpec.model_validate({"verification": kind})
+    models = [graph.load(path).model for path in (candidate, reference)]
+    inputs = open_data(spec, models[1], Path(), given.seed).verification
+    mine, theirs = (
+        runtime.outputs_of(model, (batch.feeds for batch in inputs.batches()), Settings(given.threads))
+        for model in models
+    )
+    return compare(mine, theirs, inputs.samples, rtol_of(tolerance)), inputs.source
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ class Goal:
         """Return the bias [g, o] that goes with a weight [g, o, d]: it keeps the targets' means."""
         if self.moments.layer.op == "MatMul":
             return self.old_bias
-        return self.moments.mean_y - np.einsum("god,gd->go", What, self.moments.mean_x)
+        offset: Array = self.moments.mean_y - np.einsum("god,gd->go", What, self.moments.mean_x)
+        return offset
 
     def lost(self, What: Array) -> float:
         """Return the share of the targets' power that a weight and its bias lose."""

@@ -1,4 +1,4 @@
-"""A model on a target before any compile: what each node costs, which passes could act on it, and why others not."""
+"""A model before any compile: what each node costs, which passes could act on it or why not, what is coupled."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ccompile import cost, graph, registry, runtime
+from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.shapes import UNKNOWN, ValueType, infer
 from ccompile.core import Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.cost import ModelCost
@@ -36,6 +37,46 @@ class Inspection:
     cost: ModelCost
     acts: tuple[Acts, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """A group of coupled channels: the nodes that make, follow and read them, and (node, reason) of what pins them."""
+
+    name: str
+    units: int
+    producers: tuple[str, ...]
+    through: tuple[str, ...]
+    readers: tuple[str, ...]
+    pinned: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, group: Group) -> GroupFacts:
+        """Return the facts of a group, each node once."""
+        pinned = tuple((skip.node, skip.reason) for skip in group.pinned)
+        made, through, read = (
+            tuple(dict.fromkeys(member.node for member in group.by_role(role)))
+            for role in ("producer", "through", "consumer")
+        )
+        return cls(group.name, group.size, made, through, read, pinned)
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The groups of a model in topological order, and what else is to be known."""
+
+    groups: tuple[GroupFacts, ...]
+    notes: tuple[str, ...]
+
+
+def inspect_groups(path: Path) -> Coupling:
+    """Return the groups of coupled channels of a model. Raises ModelError when it cannot be read."""
+    source = graph.load(path)
+    inside = [str(node.name) for node in source.model.graph if any(True for _ in graph.subgraphs(node))]
+    more = f" and {len(inside) - 1} more" if len(inside) > 1 else ""
+    hidden = [f"channels inside the subgraphs of `{inside[0]}`{more} are not looked at"] if inside else []
+    found = tuple(GroupFacts.of(group) for group in channels(source.model).groups)
+    return Coupling(found, (*source.notes, *hidden))
 
 
 def inspect_model(path: Path, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> Inspection:

@@ -84,9 +84,25 @@ class Moments:
     y: Array | None = None
 
     @property
+    def nbytes(self) -> int:
+        """Return the bytes held."""
+        parts = (self.sx, self.sy, self.yy, self.xx, self.yx, self.x, self.y)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    @property
     def mean_x(self) -> Array:
         """Return the mean input [g, d]."""
         return self.sx / max(self.rows, 1)
+
+    @property
+    def square_x(self) -> Array:
+        """Return the mean square of the input [g, d]."""
+        if self.x is not None:
+            squares: Array = np.square(self.x).sum(1)
+        else:
+            assert self.xx is not None
+            squares = np.diagonal(self.xx, axis1=1, axis2=2)
+        return squares / max(self.rows, 1)
 
     @property
     def mean_y(self) -> Array:

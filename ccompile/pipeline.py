@@ -35,6 +35,7 @@ from ccompile.evidence import (
     Verdict,
     versions,
 )
+from ccompile.executor import Executor, InProcess, executor
 from ccompile.metrics import Metric, find_metric, measure, top1
 from ccompile.recording import Recording
 from ccompile.request import Request, check_external, check_paths, dump_name
@@ -63,13 +64,14 @@ def compile_model(request: Request, progress: Progress = lambda text, done, tota
     start = time.perf_counter()
     total = len(request.spec.passes) + 2
     progress("reading and running the source", 0, total)
-    run = _Run(request)
-    run.open()
-    for index, step in enumerate(request.spec.passes):
-        progress(f"step {index + 1} {step.pass_name()}", index + 1, total)
-        run.step(index, step)
-        if run.steps[-1].verdict == "failed":
-            break
+    with executor(request.jobs) as executing:
+        run = _Run(request, executing)
+        run.open()
+        for index, step in enumerate(request.spec.passes):
+            progress(f"step {index + 1} {step.pass_name()}", index + 1, total)
+            run.step(index, step)
+            if run.steps[-1].verdict == "failed":
+                break
     progress("gates and output", total - 1, total)
     evidence = run.finish(start)
     progress("done", total, total)
@@ -119,6 +121,7 @@ class _Run:
     """A compile in progress."""
 
     request: Request
+    executor: Executor = field(default_factory=InProcess)
     steps: list[StepRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -271,6 +274,7 @@ class _Run:
             lambda values: runtime.evaluate(values, self.settings),
             self.statistics,
             _Costs(self),
+            self.executor,
             _results=known,
         )
         result = act(step, view, ease)
@@ -402,6 +406,8 @@ class _Run:
         size = name.stat().st_size if name.exists() else 0
         total = time.perf_counter() - start
         timing: dict[str, Any] = {"steps": self.seconds, "verification": self.verifying, "total": total}
+        if self.statistics is not None and (held := self.statistics.ledger.record()):
+            timing["statistics"] = held
         if judged.race is not None:
             timing["measured"] = {**vars(judged.race), "threads": request.threads}  # 0: all cores
         return Evidence(

@@ -36,6 +36,7 @@ class Recording:
         self._batches: list[Outputs] = []
         self._room = HELD_BYTES if limit is None else limit
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.nbytes = 0  # in memory
 
     def append(self, outputs: Outputs) -> None:
         """Keep one batch."""
@@ -48,6 +49,7 @@ class Recording:
             return value
         self._room -= value.nbytes
         if self._room >= 0:
+            self.nbytes += value.nbytes
             return value
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="ccompile-")

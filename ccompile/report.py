@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ccompile import registry
-from ccompile.core import Pass
+from ccompile.core import Pass, is_inexact
 from ccompile.cost import ModelCost, NodeCost
-from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, StepRecord
-from ccompile.inspection import Acts
+from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, OutputRecord, StepRecord
+from ccompile.inspection import Acts, Coupling, GroupFacts
 
 _STYLE = {
     "kept": "green",
@@ -29,6 +29,8 @@ _GAP = 2  # between two columns
 _TEXT = 24  # a column of longer texts may be folded down to this
 _STEPS_DROP = ("est. time", "stored", "MACs", "vs previous", "params", "argmax")
 _OPS_DROP = ("moved", "stored", "est. time", "params")
+_GROUPS_DROP = ("through", "made by", "read by")
+_SHOWN = 2  # nodes of a long list
 _LAYERS_DROP = ("est. time", "stored", "params", "MACs")
 
 
@@ -129,14 +131,31 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _moved(comparison: ComparisonRecord | None) -> tuple[str, str]:
-    """Return the worst relative L2 and the least argmax agreement of a comparison."""
+    """Return the worst relative L2 and the least argmax agreement of a comparison.
+
+    Integers that differ, which a limit on argmax may allow, count in the agreement only.
+    """
     if comparison is None:
         return "-", "-"
-    if any(output.problem or output.mismatches for output in comparison.outputs):
+    if any(_is_broken(output) for output in comparison.outputs):
         return "broken", "-"
-    errors = [output.relative_l2 if output.relative_l2 is not None else float("inf") for output in comparison.outputs]
+    close = [output for output in comparison.outputs if not output.mismatches]
+    errors = [output.relative_l2 if output.relative_l2 is not None else float("inf") for output in close]
     argmax = [output.argmax for output in comparison.outputs if output.argmax is not None]
-    return f"{max(errors, default=0):.1e}", f"{min(argmax):.2%}" if argmax else "-"
+    return f"{max(errors):.1e}" if errors else "-", f"{min(argmax):.2%}" if argmax else "-"
+
+
+def _is_broken(output: OutputRecord) -> bool:
+    return bool(output.problem) or (output.mismatches > 0 and is_inexact(output.dtype))
+
+
+def _furthest(output: OutputRecord) -> str:
+    """Return how far the worst element is, or what is worse than far."""
+    if output.problem:
+        return output.problem
+    if output.mismatches:
+        return f"{output.mismatches} {'broken' if is_inexact(output.dtype) else 'differ'}"
+    return _shown(output.max_abs, ".3g")
 
 
 def _costs(cost: CostRecord | None) -> tuple[str, ...]:
@@ -174,6 +193,9 @@ def evidence_table(evidence: Evidence) -> RenderableType:
         parts.append(Text(f"measured speed-up on this machine: {text}"))
     parts += [Text()] + [Text(f"note: {note}") for note in evidence.notes]
     parts += [Text(f"note: {_undone(step)}") for step in evidence.steps if step.verdict in ("weakened", "reverted")]
+    if (data := evidence.calibration) and (used := evidence.timing.get("statistics")):
+        held = f"{used['layers']} layers, up to {used['rows']:,} rows each, {size(used['bytes'])} held at most"
+        parts.append(Text(f"calibrated on {data.samples} samples: {data.source}; {held}"))
     data = evidence.verification
     parts.append(Text(f"verified on {data.samples} samples: {data.source}; target {evidence.target}"))
     return Group(*parts)
@@ -275,6 +297,38 @@ def _refusals(acts: Sequence[Acts]) -> Iterable[RenderableType]:
         yield Text(f"not {name}: {reason}: {', '.join(nodes[:3])}{more}")
 
 
+def groups_table(found: Coupling) -> RenderableType:
+    """Return one row per group of coupled channels, then the notes; long lists end in a count."""
+    rows = [
+        (g.name, _listed(g.producers), _listed(g.through), _listed(g.readers), _pins(g), str(g.units))
+        for g in found.groups
+    ]
+    free = [group.units for group in found.groups if not group.pinned]
+    columns = ["group", "made by", "through", "read by", "pinned by", "units"]
+    shown = [table(columns, rows, left=5, drop=_GROUPS_DROP), Text()] if rows else []
+    total = Text(f"groups: {len(rows)}, of them free: {len(free)}, with {sum(free):,} units")
+    return Group(*shown, total, *(Text(f"note: {note}") for note in found.notes))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are.
+
+    >>> _listed(["a", "b", "c", "d"])
+    'a, b and 2 more'
+    """
+    shown = names if len(names) <= _SHOWN + 1 else names[:_SHOWN]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
+
+
+def _pins(group: GroupFacts) -> str:
+    """Return what pins a group: its first reason, with the node where that is not the group's name, and a count."""
+    if not group.pinned:
+        return ""
+    node, reason = group.pinned[0]
+    more = f" and {len(group.pinned) - 1} more" if len(group.pinned) > 1 else ""
+    return (reason if node == group.name else f"{node}: {reason}") + more
+
+
 def comparison_table(record: ComparisonRecord, source: str) -> RenderableType:
     """Return one row per output, and what it was compared on."""
     rows = [
@@ -282,7 +336,7 @@ def comparison_table(record: ComparisonRecord, source: str) -> RenderableType:
             output.name,
             output.dtype,
             count(output.elements),
-            output.problem or (f"{output.mismatches} broken" if output.mismatches else _shown(output.max_abs, ".3g")),
+            _furthest(output),
             _shown(output.relative_l2, ".3g"),
             _shown(output.sqnr_db, ".1f"),
             _shown(output.cosine, ".6f"),

@@ -14,7 +14,7 @@ from ccompile.spec import Spec
 
 @dataclass(frozen=True)
 class Request:
-    """One compile. threads: 0 means all cores; measure: race the result against the source on this machine."""
+    """One compile. threads, jobs: 0 means all cores; measure: race the result against the source on this machine."""
 
     model: Path
     spec: Spec
@@ -24,6 +24,7 @@ class Request:
     seed: int = 0
     threads: int = 0
     measure: bool = False
+    jobs: int = 1
 
     @property
     def evidence_path(self) -> Path:

@@ -145,21 +145,40 @@ class Split(Compression):
 
     # -------------------------------------------------------------------------------- what it loses and costs
 
+    def prepare(self, sites: Sequence[Site], view: View) -> None:
+        """Fit all sites at all ranks that may be asked for."""
+        forms = [self._form(view, site) for site in sites]
+        ranks = [[rank for rank, _, _ in self._costs(form, view)] for form in forms]
+        items = ((self._metrics(view, form), form, wanted) for form, wanted in zip(forms, ranks, strict=True))
+        for form, wanted, lost in zip(forms, ranks, view.map(self.shares_lost, items), strict=True):
+            view.remember(self._key(form, wanted), lost)
+
     def choices(self, site: Site, view: View) -> list[Choice]:
         """Return the layer as it is (strength 0), then ranks that cost less; error is the share of power lost."""
         form = self._form(view, site)
         price = self._prices(view)[form.name]
         found = [Choice(0.0, 0.0, form.groups * form.out * form.columns, price.macs, price.seconds)]
-        costs = []
+        costs = self._costs(form, view)
+        ranks = [rank for rank, _, _ in costs]
+        lost = view.once(
+            self._key(form, ranks), lambda: view.map(self.shares_lost, [(self._metrics(view, form), form, ranks)])[0]
+        )
+        for (rank, params, macs), error in zip(costs, lost, strict=True):
+            found.append(Choice(float(rank), error, params, macs, price.seconds_of(macs)))
+        return found
+
+    def _key(self, form: Layer, ranks: Sequence[int]) -> tuple[object, ...]:
+        return (self.pass_name(), "lost", form.name, tuple(ranks))
+
+    def _costs(self, form: Layer, view: View) -> list[tuple[int, int, int]]:
+        """Return (rank, params, macs) of the ranks that cost less than the whole layer, mildest first."""
+        price, found = self._prices(view)[form.name], []
         for rank in self.ranks(form, price):
             shapes = self.shapes(form, rank)
             params = form.groups * sum(math.prod(shape) for shape in shapes)
             macs = price.macs_of(form.groups, shapes)
-            if params < found[0].params and macs < found[0].macs:
-                costs.append((rank, params, macs))
-        lost = self._lost(view, form, [rank for rank, _, _ in costs])
-        for (rank, params, macs), error in zip(costs, lost, strict=True):
-            found.append(Choice(float(rank), error, params, macs, price.seconds_of(macs)))
+            if params < form.groups * form.out * form.columns and macs < price.macs:
+                found.append((rank, params, macs))
         return found
 
     def ranks(self, form: Layer, price: LayerPrice) -> list[int]:
@@ -190,16 +209,12 @@ class Split(Compression):
         """Return what each rank loses of one group: tr((What - W) H (What - W)^T)."""
         return [self.fit(W, H, form, rank).loss for rank in ranks]
 
-    def _lost(self, view: View, form: Layer, ranks: Sequence[int]) -> list[float]:
+    def shares_lost(self, item: tuple[Sequence[Metric], Layer, Sequence[int]]) -> list[float]:
         """Return the share of a layer's output power that each rank loses, or of its weight's without data."""
-
-        def compute() -> list[float]:
-            metrics = self._metrics(view, form)
-            power = sum(metric.power for metric in metrics)
-            total = np.sum([self.losses(metric.W, metric.H, form, ranks) for metric in metrics], axis=0)
-            return [min(float(loss) / power, 1.0) if power > 0 else 0.0 for loss in total]
-
-        return view.once((self.pass_name(), "lost", form.name, tuple(ranks)), compute)
+        metrics, form, ranks = item
+        power = sum(metric.power for metric in metrics)
+        total = np.sum([self.losses(metric.W, metric.H, form, ranks) for metric in metrics], axis=0)
+        return [min(float(loss) / power, 1.0) if power > 0 else 0.0 for loss in total]
 
     def _factors(self, view: View, form: Layer, rank: int) -> list[Factors]:
         """Return the splits of a layer's groups as the graph came in."""

@@ -19,6 +19,7 @@ from ccompile.analysis import linear
 from ccompile.comparison import class_axis
 from ccompile.core import Array
 from ccompile.errors import PassError
+from ccompile.ledger import Ledger
 from ccompile.moments import ChannelMoments, Layer, Moments
 from ccompile.recording import HELD_BYTES, Recording, runs_within
 from ccompile.runtime import Feeds, Outputs, Settings
@@ -35,6 +36,7 @@ class Calibration:
         self.source, self.batches, self.settings = source, batches, settings
         self.seed, self.cap = seed, cap
         self.count = sum(1 for _ in batches())
+        self.ledger = Ledger()
         self._reference: Recording | None = None
         if not self.count:
             raise PassError("the calibration data is empty")
@@ -45,7 +47,7 @@ class Calibration:
         One inference of each batch that `impact` does not use, or several when the observed tensors of all layers
         exceed HELD_BYTES.
         """
-        found = {layer.name: Moments(layer) for layer in layers}
+        found = {layer.name: self.ledger.watch(Moments(layer)) for layer in layers}
         for group in self._groups(model, layers):
             names = sorted({name for layer in group for name in (layer.input, layer.output)})
             session = runtime.Session(model, self.settings, names)
@@ -57,6 +59,7 @@ class Calibration:
                 for layer in group:
                     x, y = values[layer.input], values[layer.output]
                     self.add(found[layer.name], index, x, y, layer, None)
+            self.ledger.update()
         return found
 
     def _groups(self, model: ir.Model, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
@@ -106,7 +109,7 @@ class Calibration:
         summed over outputs. With fewer than PROBE batches all are used.
         """
         if self._reference is None:
-            self._reference = Recording()
+            self._reference = self.ledger.watch(Recording())
             for outputs in runtime.outputs_of(self.source, self._probes(), self.settings):
                 self._reference.append(outputs)
         mine = runtime.outputs_of(model, self._probes(), self.settings)
@@ -148,10 +151,10 @@ def _log_probabilities(scores: Array, axis: int) -> Array:
 class _Walker:
     """One graph on its way through the calibration set: what is live at the cut, batch by batch."""
 
-    def __init__(self, model: ir.Model, batches: Batches, settings: Settings) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: ir.Model, batches: Batches, settings: Settings, ledger: Ledger) -> None:
+        self.model, self.settings, self.ledger = model, settings, ledger
         self.at = 0  # nodes before have run; what comes later may still be replaced
-        self.live = Recording()
+        self.live = ledger.watch(Recording())
         for feeds in batches():
             self.live.append(dict(feeds))
 
@@ -170,7 +173,7 @@ class _Walker:
         part = nodes[self.at : to]
         needed = {wanted} | {str(value.name) for value in runtime.read_values(nodes[to:])}
         made = {str(output.name) for node in part for output in node.outputs if output.name}
-        kept = Recording()
+        kept = self.ledger.watch(Recording())
         session: runtime.Session | None = None
         for values in self.live:
             passing = {name: value for name, value in values.items() if name in needed}
@@ -181,6 +184,7 @@ class _Walker:
                     session = runtime.Session(small, self.settings)
                 passing |= session.run({name: v for name, v in values.items() if name in session.inputs})
             kept.append(passing)
+        self.ledger.update()  # both cuts are held here
         self.live, self.at = kept, to
 
     def values(self, name: str) -> Iterator[Array]:
@@ -193,8 +197,9 @@ class Chain:
 
     def __init__(self, calibration: Calibration, current: ir.Model, source: ir.Model) -> None:
         self.calibration = calibration
-        self.source = _Walker(source, calibration.batches, calibration.settings)
-        self.current = _Walker(current, calibration.batches, calibration.settings)
+        self.source, self.current = (
+            _Walker(model, calibration.batches, calibration.settings, calibration.ledger) for model in (source, current)
+        )
         self.producer = {str(output.name): at for at, node in enumerate(self.source.nodes) for output in node.outputs}
         first = next(iter(calibration.batches()))
         self.shapes, self.source_shapes = (
@@ -213,7 +218,7 @@ class Chain:
         self.current.reach(layer.name, layer.input)
         goal, other = self._goal(layer)
         self._reach(layer.name, goal)
-        found = Moments(layer)
+        found = self.calibration.ledger.watch(Moments(layer))
         triples = zip(
             self.current.values(layer.input),
             self.source.values(goal),
@@ -222,6 +227,7 @@ class Chain:
         )
         for index, (x, y, minus) in enumerate(triples):
             self.calibration.add(found, index, x, y, target or layer, kept, minus)
+        self.calibration.ledger.update()
         return found
 
     def channels(self, node: str, value: str, target: str) -> ChannelMoments:

@@ -14,20 +14,21 @@ Fires:  groups that nothing pins (graph outputs, unknown ops, ... do), whose rea
 Error:  measured on calibration data per group: the share of the consumers' output power that is lost.
 Cost:   parameters and multiply-adds fall with the product of the channels kept on both sides.
 Source: He et al. 2017, arXiv:1707.06168; Kurtic et al. 2023 (ZipLM), arXiv:2302.04089; Li et al. 2017, arXiv:1608.08710
-        (l1); He et al. 2019, arXiv:1811.00250 (geometric median).
+        (l1); He et al. 2019, arXiv:1811.00250 (geometric median); Molchanov et al. 2017, arXiv:1611.06440 (activation).
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from ccompile import fitting, graph, impacts, surgery
+from ccompile import fitting, graph, impacts, importance, surgery
 from ccompile.analysis import cuts, linear
 from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.cuts import Reader
@@ -52,8 +53,9 @@ class PruneChannels(Compression):
     layers: dict[str, Share | Annotated[int, Field(ge=2)]] = Field(
         {}, description="share or number kept where a producer's name fits the glob, instead of `keep`"
     )
-    criterion: Literal["reconstruction", "l1", "l2", "geometric-median", "random"] = Field(
-        "reconstruction", description="which units go first"
+    criterion: Literal["reconstruction", "activation", "l1", "l2", "geometric-median", "random"] = Field(
+        "reconstruction",
+        description="which units go first; but for reconstruction, errors are shares of the summed squared scores",
     )
     coupled: bool = Field(True, description="prune groups of several producers or consumers too (residual spines)")
     align: int = Field(1, ge=1, le=1024, description="keep a multiple of this many units")
@@ -65,13 +67,17 @@ class PruneChannels(Compression):
     )
     sensitivity: bool = Field(True, description="for a budget, measure what each group does to the outputs")
     statistics: Literal["calibration", "weights"] = Field(
-        "calibration", description="fit to calibration data, or, without any, in the metric of the weights alone"
+        "calibration",
+        description="fit to calibration data, or, without any, in the metric of the weights alone; for random inputs "
+        "give `data.calibration: {synthetic: {}}`",
     )
 
     @model_validator(mode="after")
     def _one_strength(self) -> PruneChannels:
         if (self.keep is None) == (self.error is None):
             raise ValueError("give exactly one of `keep` and `error`")
+        if self.criterion == "activation" and self.statistics == "weights":
+            raise ValueError("`criterion: activation` is measured on data: it cannot go with `statistics: weights`")
         return self
 
     def sites(self, view: View) -> list[Site | Skip]:
@@ -105,6 +111,31 @@ class PruneChannels(Compression):
             return "it is shared by several layers (coupled: false)"
         return ""
 
+    def prepare(self, sites: Sequence[Site], view: View) -> None:
+        """Find the order in which the units of each group go. Raises PassError when that needs data and has none."""
+        if sites and view.stats is None:
+            self._require_data()
+        groups = [view.ask(channels).named(site.nodes[0]) for site in sites]
+        for group, trace in zip(groups, self._traces(groups, view), strict=True):
+            view.remember(("trace", group.name), trace)
+
+    def _require_data(self) -> None:
+        if self.statistics == "weights":
+            return
+        without = {"reconstruction": "statistics: weights", "activation": "criterion: l1"}
+        wanted = {f"criterion: {self.criterion}": without[self.criterion]} if self.criterion in without else {}
+        if self.refit != "none":
+            wanted[f"refit: {self.refit}"] = "refit: none"
+        if isinstance(self.keep, Budget) and self.sensitivity:
+            wanted["sensitivity: true"] = "sensitivity: false"
+        if wanted:
+            uses = " and ".join(f"`{option}`" for option in wanted)
+            ways = wanted.values() if self.criterion != "reconstruction" else ["statistics: weights"]
+            raise PassError(
+                f"prune-channels needs calibration data for {uses}, and the spec gives none",
+                hint="Give `data.calibration`, or the step " + " and ".join(f"`{way}`" for way in ways) + ".",
+            )
+
     def choices(self, site: Site, view: View) -> list[Choice]:
         """Return every number of units that may stay; error is the share of the consumers' output power lost."""
         group = view.ask(channels).named(site.nodes[0])
@@ -114,33 +145,29 @@ class PruneChannels(Compression):
 
     def _order(self, group: Group, view: View) -> tuple[Array, Array]:
         """Return the removal order of the units and the loss after each removal."""
-        trace = view.once(("trace", group.name), lambda: self._trace(group, view))
+        trace = view.once(("trace", group.name), lambda: self._traces([group], view)[0])
         return trace.order, trace.loss
 
-    def _trace(self, group: Group, view: View) -> Trace:
-        consumers = self._consumers(group, view)
+    def _traces(self, groups: Sequence[Group], view: View) -> list[Trace]:
         if self.criterion == "reconstruction":
-            return obs.remove_units(consumers, 0.0, limit=group.size - 1)
-        scores = self._scores(group, view)
-        order = np.argsort(scores, kind="stable")[: group.size - 1]
-        loss = np.cumsum(np.square(scores[order])) / max(float(np.square(scores).sum()), 1e-30)
-        return Trace(order, loss, group.size, (0.0,) * len(consumers))
+            return view.map(partial(obs.remove_units, ridge=0.0), (self._consumers(group, view) for group in groups))
+        return [saliency.ranked(self._scores(group, view)) for group in groups]
 
     def _scores(self, group: Group, view: View) -> Array:
-        """Return the importance of each unit from its producers' rows."""
+        """Return the importance of each unit."""
+        if self.criterion == "activation":
+            layers = cuts.readers(view.model, group)
+            assert not isinstance(layers, str)
+            return importance.of_activations(layers, self._moments(view), group.size, partial(self._absorbs, view))
         if self.criterion == "random":
             return saliency.random_scores(group.size, view.rng)
-        measure = {"l1": saliency.l1_norms, "l2": saliency.l2_norms, "geometric-median": saliency.median_distances}
-        total = np.zeros(group.size)
-        for member in group.by_role("producer"):
-            value = graph.node_named(view.graph, member.node).inputs[member.input]
-            array = graph.constant(value)
-            if array is None or array.ndim < 2:
-                continue
-            rows = np.moveaxis(array, member.axis, 0).reshape(array.shape[member.axis], -1).astype(np.float64)
-            known = member.unit >= 0
-            np.add.at(total, member.unit[known], measure[self.criterion](rows)[known])
-        return total
+        assert self.criterion != "reconstruction"
+        return importance.of_weights(view.model, group, self.criterion)
+
+    def _absorbs(self, view: View, reader: Reader) -> bool:
+        """Return whether a reader's bias will make up for the mean of what it loses."""
+        node = graph.node_named(view.graph, reader.layer.name)
+        return self.refit != "none" and reader.layer.op != "MatMul" and fitting.is_fittable(node, reader.layer)
 
     def _consumers(self, group: Group, view: View) -> list[Consumer]:
         found = []
@@ -159,11 +186,7 @@ class PruneChannels(Compression):
     def _moments(self, view: View) -> Mapping[str, Moments]:
         """Return the moments of all layers that read any group, observed once."""
         stats = view.stats
-        if stats is None:
-            raise PassError(
-                "prune-channels fits to calibration data, and the spec gives none",
-                hint="Give `data.calibration`, or the step `statistics: weights`.",
-            )
+        assert stats is not None
 
         def observe() -> Mapping[str, Moments]:
             forms: dict[str, Layer] = {}
@@ -271,6 +294,7 @@ class PruneChannels(Compression):
         keeps = {found[site.nodes[0]]: self._keep(found[site.nodes[0]], choice, view) for site, choice in plan}
         if not keeps:
             return []
+        said = "predicted error" if self.criterion == "reconstruction" else f"share of {self.criterion} lost"
         was, before = fitting.forms(view.model), graph.copy(view.model)
         rows = _kept_rows(keeps, was)
         touched = self._cut(view.model, keeps, view)
@@ -282,7 +306,7 @@ class PruneChannels(Compression):
         return [
             Site(
                 site.nodes,
-                f"{int(choice.strength)} of {found[site.nodes[0]].size} units kept, predicted error {choice.error:.3g}"
+                f"{int(choice.strength)} of {found[site.nodes[0]].size} units kept, {said} {choice.error:.3g}"
                 + (", in the metric of the weights alone" if self.statistics == "weights" else ""),
                 output=site.output,
             )

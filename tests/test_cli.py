@@ -333,3 +333,18 @@ def test_commands_of_the_readme_run(digits: Path, example: str) -> None:
         assert words[0] == "ccompile"
         ended = spawn(*words[1:], cwd=digits)
         assert ended.code == 0, (line, ended.err)
+
+
+def test_the_pruning_spec_of_the_readme_gives_the_rows_shown(digits: Path, run: Run) -> None:
+    story = (ROOT / "README.md").read_text().partition("## Halve a network by channels")[2].partition("\n## ")[0]
+    (spec,) = re.findall(r"```yaml\n(.*?)```", story, re.DOTALL)
+    (rows,) = re.findall(r"```text\n(.*?)```", story, re.DOTALL)
+    (digits / "prune.yaml").write_text(spec)
+    ended = run(digits / "digits.onnx", "-s", digits / "prune.yaml", "-o", digits / "half.onnx", "-v", "--threads", 1)
+    assert ended.code == 0, ended.err
+    header, source, pruned = rows.strip().splitlines()
+    printed = [" ".join(line.split()) for line in ended.out.splitlines()]
+    assert {" ".join(header.split()), " ".join(source.split())} <= set(printed)
+    assert any(line.startswith(" ".join(pruned.split()[:3])) for line in printed)
+    assert any("calibrated on 256 samples" in line for line in printed)
+    assert any(re.search(r"/stage1/block1/conv1: \d+ of 16 units kept", line) for line in printed)

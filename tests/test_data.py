@@ -64,3 +64,14 @@ def test_calibration_alone_is_never_verified_on(tmp_path: Path) -> None:
     data = open_data(DataSpec(calibration=source(npz="c.npz")), OPEN, tmp_path, 0)
     assert data.verification.source == "synthetic normal, 16 samples"
     assert any("calibration data must not judge itself" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("kind", ["synthetic", "npz"])
+def test_random_calibration_says_what_it_is(tmp_path: Path, kind: str) -> None:
+    np.savez(tmp_path / "c.npz", x=ROWS)
+    given: dict[str, object] = {"synthetic": {}} if kind == "synthetic" else {"npz": "c.npz"}
+    data = both(OPEN, tmp_path, given, {"synthetic": {}})
+    assert data.calibration is not None
+    said = "seeded random inputs: layers are fitted to noise, not to data"
+    assert (said in data.calibration.notes) is (kind == "synthetic")
+    assert (f"calibration: {said}" in data.notes) is (kind == "synthetic")

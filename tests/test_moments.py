@@ -21,6 +21,7 @@ def test_rows_are_kept_of_all_batches_or_of_none(wide: tuple[bool, bool]) -> Non
     centred_x, centred_y = x[0] - x[0].mean(0), y[0] - y[0].mean(0)
     np.testing.assert_allclose(H[0], centred_x.T @ centred_x, atol=1e-12)
     np.testing.assert_allclose(C[0], centred_y.T @ centred_x, atol=1e-12)
+    np.testing.assert_allclose(found.square_x[0], np.square(x[0]).mean(0))
     assert (found.x is not None) == wide[0]
 
 

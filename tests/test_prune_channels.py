@@ -370,13 +370,89 @@ def test_criteria_differ() -> None:
     assert len(kept) >= 3
 
 
+def planted(scale: float, offset: float) -> ir.Model:
+    """A net whose layer `a` has its unit 2 scaled and shifted."""
+    model = coupled.chain()
+    array, bias = weight(model, "a"), weight(model, "a", 2)
+    array[2] *= scale
+    bias[2] = offset
+    set_weight(model, "a", array)
+    set_weight(model, "a", bias, 2)
+    return model
+
+
+def gone_of(model: ir.Model, **options: Any) -> list[int]:
+    """Which one of the units of `a` goes first."""
+    left = weight(prune(model, keep=1.0, layers={"a": 7}, **options).model, "a")
+    return [unit for unit, row in enumerate(weight(model, "a")) if not (left == row).all((1, 2, 3)).any()]
+
+
+def test_a_silent_unit_with_large_weights_goes_first_by_activation_and_stays_by_norm() -> None:
+    model = planted(scale=100, offset=-1e5)
+    assert gone_of(model, criterion="activation", refit="none") == [2]
+    assert gone_of(model, criterion="l1", refit="none") != [2]
+
+
+def test_a_loud_but_constant_unit_goes_only_where_a_bias_makes_up_for_it() -> None:
+    model = planted(scale=0.001, offset=10)
+    assert gone_of(model, criterion="activation", refit="none") != [2]
+    assert gone_of(model, criterion="activation", refit="all") == [2]
+    assert gone_of(model, criterion="l1", refit="none") == [2]
+
+
+@pytest.mark.parametrize("name", ["residual", "halves", "grouped", "separable", "flattened", "dense_block"])
+def test_activations_rank_units_whatever_couples_them(name: str) -> None:
+    model = coupled.NETS[name]()
+    run = prune(model, feeds(model, (6, 5)), keep=0.6, criterion="activation")
+    assert applied(run)
+
+
+def test_activations_of_weights_alone_are_refused() -> None:
+    with pytest.raises(ValidationError, match="measured on data"):
+        PruneChannels.model_validate({"keep": 0.5, "criterion": "activation", "statistics": "weights"})
+
+
 # ---------------------------------------------------------------------------------------------- data
 
 
-def test_without_calibration_data_the_remedy_is_named() -> None:
-    with pytest.raises(PassError, match="the spec gives none") as caught:
-        prune(coupled.chain(), [], keep=0.5)
-    assert "Give `data.calibration`, or the step `statistics: weights`." in str(caught.value)
+@pytest.mark.parametrize(
+    ("options", "needs", "remedy"),
+    [
+        ({}, "`criterion: reconstruction` and `refit: all`", "`statistics: weights`"),
+        ({"refit": "none"}, "`criterion: reconstruction`", "`statistics: weights`"),
+        ({"criterion": "l1", "refit": "readers"}, "`refit: readers`", "`refit: none`"),
+        ({"criterion": "activation", "refit": "none"}, "`criterion: activation`", "`criterion: l1`"),
+        (
+            {"criterion": "l1", "refit": "none", "keep": {"macs": 0.7}},
+            "`sensitivity: true`",
+            "`sensitivity: false`",
+        ),
+    ],
+)
+def test_without_calibration_data_what_needs_it_and_the_remedy_are_named(
+    options: dict[str, Any], needs: str, remedy: str
+) -> None:
+    with pytest.raises(PassError) as caught:
+        prune(coupled.chain(), [], **{"keep": 0.5, **options})
+    assert f"prune-channels needs calibration data for {needs}, and the spec gives none" in str(caught.value)
+    assert f"Give `data.calibration`, or the step {remedy}." in str(caught.value)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "geometric-median", "random"])
+@pytest.mark.parametrize("options", [{"keep": 0.5}, {"keep": {"macs": 0.7}, "sensitivity": False}])
+def test_weight_only_criteria_without_a_refit_need_no_data(criterion: str, options: dict[str, Any]) -> None:
+    model = coupled.chain()
+    run = prune(model, [], criterion=criterion, refit="none", **options)
+    assert applied(run)
+    assert all(f"share of {criterion} lost" in note for note in applied(run).values())
+    assert serialised(run.model) == serialised(prune(model, criterion=criterion, refit="none", **options).model)
+
+
+def test_data_that_is_given_refits_what_a_weight_only_criterion_cut() -> None:
+    model = coupled.chain()
+    batches = feeds(model)
+    fitted, plain = (prune(model, batches, keep=0.5, criterion="l1", refit=refit).model for refit in ("all", "none"))
+    assert error(fitted, model, batches) < 0.8 * error(plain, model, batches)
 
 
 def test_weights_alone_do_without_calibration_data_and_say_so() -> None:

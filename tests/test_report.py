@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -12,7 +14,8 @@ from rich.text import Text
 from runs import Run
 
 from ccompile import report
-from ccompile.evidence import Evidence
+from ccompile.core import Comparison, OutputComparison
+from ccompile.evidence import ComparisonRecord, Evidence
 from ccompile.inspection import inspect_model
 from ccompile.target import load_target
 
@@ -60,6 +63,39 @@ def test_a_reverted_step_says_why(evidence: Evidence) -> None:
     step = evidence.steps[2].model_copy(update={"verdict": "reverted", "reason": "`[y]` left its tolerance"})
     changed = evidence.model_copy(update={"steps": (*evidence.steps[:2], step)})
     assert "note: step 3 split-svd reverted: `[y]` left its tolerance" in shown(report.evidence_table(changed), 240)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_calibration_is_told_with_what_its_statistics_held_where_a_step_used_it(evidence: Evidence, used: bool) -> None:
+    held = {"layers": 34, "rows": 32768, "bytes": 210_000_000}
+    timing = {**evidence.timing, **({"statistics": held} if used else {})}
+    text = shown(report.evidence_table(evidence.model_copy(update={"timing": timing})), 240)
+    assert ("34 layers, up to 32,768 rows each, 210 MB held at most" in text) is used
+    assert ("calibrated on 256 samples: npz calibration.npz" in text) is used
+
+
+def compared(dtype: str, mismatches: int, **changes: object) -> ComparisonRecord:
+    """A comparison of four elements of one output."""
+    output = OutputComparison("y", dtype, 4, 0.0, 0.0, 0.0, math.inf, 1.0, (4 - mismatches) / 4, None, mismatches)
+    return ComparisonRecord.of(Comparison((replace(output, **changes),), 4))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("comparison", "shares", "furthest"),
+    [
+        (compared("int64", 1), ("-", "75.00%"), "1 differ"),
+        (compared("int64", 0), ("0.0e+00", "100.00%"), "0"),
+        (compared("float32", 1), ("broken", "-"), "1 broken"),
+        (compared("int64", 0, problem="missing"), ("broken", "-"), "missing"),
+    ],
+)
+def test_integers_that_differ_are_a_share_and_no_break(
+    evidence: Evidence, comparison: ComparisonRecord, shares: tuple[str, str], furthest: str
+) -> None:
+    step = evidence.steps[0].model_copy(update={"against_previous": comparison, "against_source": comparison})
+    row = lines_of(shown(report.evidence_table(evidence.model_copy(update={"steps": (step,)})), 240), "1 tidy-graph")
+    assert row[0].split()[4:7] == [shares[0], *shares]
+    assert furthest in shown(report.comparison_table(comparison, "drawn"), 120)
 
 
 @pytest.mark.parametrize(("width", "below"), [(80, True), (600, False)])

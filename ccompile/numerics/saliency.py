@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ccompile.numerics.obs import Trace
+
 Array = npt.NDArray[Any]
 
 
@@ -47,6 +49,20 @@ def median_distances(rows: Array) -> Array:
     rows = rows.astype(np.float64)
     distances: Array = cdist(rows, rows).sum(1)
     return distances
+
+
+def ranked(scores: Array) -> Trace:
+    """Return the trace that removes the least important unit first, equal ones in order.
+
+    Its loss is the share of the summed squares of the scores that is gone.
+
+    >>> trace = ranked(np.array([2.0, 1.0, 2.0]))
+    >>> trace.order.tolist(), trace.loss.round(2).tolist()
+    ([1, 0, 2], [0.11, 0.56, 1.0])
+    """
+    order = np.argsort(scores, kind="stable")
+    loss = np.cumsum(np.square(scores[order])) / max(float(np.square(scores).sum()), 1e-30)
+    return Trace(order, loss, len(scores), ())
 
 
 def random_scores(units: int, rng: np.random.Generator) -> Array:

@@ -140,7 +140,7 @@ class DataSpec(Declaration):
     """The inputs that statistics are taken on, and those that every step is compared on."""
 
     calibration: DataSource | None = Field(
-        default=None, description="inputs for the statistics that lossy passes fit to"
+        default=None, description="inputs for the statistics that lossy passes fit to; `synthetic: {}` draws them"
     )
     verification: DataSource | None = Field(
         default=None,
