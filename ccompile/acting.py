@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ccompile import blas
 from ccompile.core import Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.errors import PassError
 
@@ -11,7 +12,8 @@ def act(step: Pass, view: View) -> PassResult:
     if isinstance(step, Rewrite):
         return step.run(view)
     if isinstance(step, Compression):
-        return _compress(step, view)
+        with blas.one_thread():
+            return _compress(step, view)
     raise PassError(f"`{step.pass_name()}` is neither a Rewrite nor a Compression")
 
 

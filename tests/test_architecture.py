@@ -14,7 +14,7 @@ ROOT = Path(ccompile.__file__).parent
 # Each module may import those in the lines above its own, and those in its own line.
 LAYERS = [
     ["ccompile", "ccompile.errors", "ccompile.specs"],
-    ["ccompile.disk", "ccompile.wire", "ccompile.marks", "ccompile.declaration"],
+    ["ccompile.disk", "ccompile.wire", "ccompile.marks", "ccompile.declaration", "ccompile.blas"],
     ["ccompile.numerics", "ccompile.numerics.*"],
     ["ccompile.moments"],
     ["ccompile.selectors", "ccompile.validation"],
