@@ -115,8 +115,7 @@ class PruneChannels(Compression):
             elif reason := self._refusal(group, layers):
                 found.append(Skip(group.name, reason))
             else:
-                nodes = tuple(dict.fromkeys((group.name, *producers)))
-                found.append(Site(nodes, f"{group.size} units", output=layers[0].layer.output))
+                found.append(Site(_names(group), f"{group.size} units", output=layers[0].layer.output))
         return found
 
     def _refusal(self, group: Group, layers: Sequence[Reader]) -> str:
@@ -142,9 +141,10 @@ class PruneChannels(Compression):
         return trace.order, trace.loss
 
     def _trace(self, group: Group, view: View) -> Trace:
+        limit = group.size - (self._count(_names(group), group.size) or 1)
         consumers = self._consumers(group, view)
         if self.criterion == "reconstruction":
-            return obs.remove_units(consumers, 0.0, limit=group.size - 1)
+            return obs.remove_units(consumers, 0.0, limit)
         scores = self._scores(group, view)
         order = np.argsort(scores, kind="stable")[: group.size - 1]
         loss = np.cumsum(np.square(scores[order])) / max(float(np.square(scores).sum()), 1e-30)
@@ -204,18 +204,27 @@ class PruneChannels(Compression):
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
         """Return the choice that `layers`, `keep` or `error` ask for."""
         size = int(choices[0].strength)
-        wanted = next(
-            (value for glob, value in self.layers.items() if any(fnmatch.fnmatchcase(n, glob) for n in site.nodes)),
-            None if isinstance(self.keep, Budget) else self.keep,
-        )
-        if wanted is not None:
-            count = wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted))
-            fitting = [choice for choice in choices if choice.strength >= min(count, size)]
+        count = self._count(site.nodes, size)
+        if count is not None:
+            fitting = [choice for choice in choices if choice.strength >= count]
         else:
             fitting = [choice for choice in choices if choice.error <= (self.error or 0.0)]
         if fitting[-1].strength == size:
             return Skip(site.nodes[0], f"all {size} units stay")
         return fitting[-1]
+
+    def _count(self, names: Sequence[str], size: int) -> int | None:
+        """Return how many units of a group of producers `names` the options ask to keep; None for as few as it takes.
+
+        With a budget `layers` counts later: sensitivity is measured along the whole curve.
+        """
+        if isinstance(self.keep, Budget):
+            return None
+        globs = (value for glob, value in self.layers.items() if any(fnmatch.fnmatchcase(n, glob) for n in names))
+        wanted = next(globs, self.keep)
+        if wanted is None:
+            return None
+        return min(size, wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted)))
 
     def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
         """Spend a budget over all groups, or pick group by group."""
@@ -347,6 +356,11 @@ class PruneChannels(Compression):
             return None
         linear.store(node, form, np.stack(weights), None)
         return None if bias is None else bias.reshape(-1).astype(linear.matrix_dtype(node, form))
+
+
+def _names(group: Group) -> tuple[str, ...]:
+    """Return the names by which `layers` and reports know a group."""
+    return tuple(dict.fromkeys((group.name, *(member.node for member in group.by_role("producer")))))
 
 
 class _Metric:
