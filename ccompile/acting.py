@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from ccompile import blas
 from ccompile.core import Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.errors import PassError
@@ -9,11 +11,16 @@ from ccompile.errors import PassError
 
 def act(step: Pass, view: View) -> PassResult:
     """Let a pass rewrite view.graph in place. Raises PassError when it is of neither kind."""
+    fits = isinstance(step, Compression) or step.needs_calibration
+    with blas.one_thread() if fits else contextlib.nullcontext():
+        return _act(step, view)
+
+
+def _act(step: Pass, view: View) -> PassResult:
     if isinstance(step, Rewrite):
         return step.run(view)
     if isinstance(step, Compression):
-        with blas.one_thread():
-            return _compress(step, view)
+        return _compress(step, view)
     raise PassError(f"`{step.pass_name()}` is neither a Rewrite nor a Compression")
 
 
@@ -21,7 +28,11 @@ def _compress(step: Compression, view: View) -> PassResult:
     """Let the pass name its sites, pick strengths on the graph as it came in, and apply them in topological order."""
     found = step.sites(view)
     skipped = [site for site in found if isinstance(site, Skip)]
-    curves = [(site, step.choices(site, view)) for site in found if isinstance(site, Site)]
+    sites = [site for site in found if isinstance(site, Site)]
+    curves = []
+    for index, site in enumerate(sites):
+        view.tell(f"curve {index + 1}/{len(sites)}")
+        curves.append((site, step.choices(site, view)))
     plan = []
     for (site, _), chosen in zip(curves, step.plan(curves, view), strict=True):
         if isinstance(chosen, Skip):

@@ -343,7 +343,7 @@ class View:
     """All that a pass may reach: the graph to rewrite, the target, randomness, and questions about the graph.
 
     `evaluate` computes values that depend on constants only, with the runtime's own arithmetic. `stats` is None without
-    calibration data; `costs` is None where nothing is compiled (inspect).
+    calibration data; `costs` is None where nothing is compiled (inspect). `tell` shows what of a long step is running.
     """
 
     model: ir.Model
@@ -354,6 +354,7 @@ class View:
     evaluate: Callable[[Sequence[ir.Value]], list[Array]]
     stats: Statistics | None = None
     costs: Costs | None = None
+    tell: Callable[[str], None] = lambda text: None
     _answers: dict[Callable[..., Any], Any] = field(default_factory=dict)
     _results: dict[Hashable, Any] = field(default_factory=dict)
 

@@ -7,7 +7,7 @@ Source: He et al. 2017, arXiv:1707.06168 (asymmetric least squares); Zhang et al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,17 +63,24 @@ def is_fittable(node: ir.Node, form: Layer) -> bool:
 
 
 def refit(
-    model: ir.Model, wanted: Iterable[str], was: Mapping[str, Was], chain: Chain, ridge: float | None
+    model: ir.Model,
+    wanted: Iterable[str],
+    was: Mapping[str, Was],
+    chain: Chain,
+    ridge: float | None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> list[Refitted]:
     """Refit the named layers of `model`, in its order; `was` says what each is in the source. Others are passed by.
 
     ridge: relative to each column's own H_jj; None shrinks each layer's covariance as its sample size asks (OAS).
+    tell: shown how far it is.
     """
     names = set(wanted)
     found = []
-    for node in list(model.graph):
-        name = str(node.name)
-        form = linear.layer(node) if name in names and name in was else ""
+    nodes = [node for node in model.graph if node.name in names and node.name in was]
+    for index, node in enumerate(nodes):
+        name, form = str(node.name), linear.layer(node)
+        tell(f"refit {index + 1}/{len(nodes)} layers")
         if isinstance(form, Layer) and is_fittable(node, form):
             moments = chain.moments(form, was[name].layer, was[name].kept)
             found.append(_refit_layer(node, form, moments, ridge))

@@ -46,7 +46,7 @@ from ccompile.stats import Calibration
 
 
 class Progress(Protocol):
-    """Told what is running: `done` of `total` steps are finished."""
+    """Told what is running, in one line: `done` of `total` steps are finished."""
 
     def __call__(self, text: str, done: int, total: int) -> None:
         """Show it."""
@@ -62,10 +62,9 @@ def compile_model(request: Request, progress: Progress = lambda text, done, tota
     start = time.perf_counter()
     total = len(request.spec.passes) + 2
     progress("reading and running the source", 0, total)
-    run = _Run(request)
+    run = _Run(request, progress=progress)
     run.open()
     for index, step in enumerate(request.spec.passes):
-        progress(f"step {index + 1} {step.pass_name()}", index + 1, total)
         run.step(index, step)
         if run.steps[-1].verdict == "failed":
             break
@@ -116,6 +115,8 @@ class _Run:
     notes: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
+    progress: Progress = lambda text, done, total: None
+    running: tuple[str, int] = ("", 0)  # the step that runs, and its number
     verifying: float = 0.0  # seconds spent in verification runs: sessions made and inferences
 
     def open(self) -> None:
@@ -147,7 +148,12 @@ class _Run:
         if data is None:
             return None
         batches: Callable[[], Iterable[Feeds]] = lambda: (batch.feeds for batch in data.batches())  # noqa: E731
-        return Calibration(self.source.model, batches, self.settings, self.request.seed)
+        return Calibration(self.source.model, batches, self.settings, self.request.seed, tell=self._tell)
+
+    def _tell(self, text: str) -> None:
+        """Show what of the running step is under way."""
+        name, number = self.running
+        self.progress(f"{name}: {text}" if text else name, number, len(self.request.spec.passes) + 2)
 
     @property
     def _default(self) -> Tolerance:
@@ -207,9 +213,12 @@ class _Run:
     def step(self, index: int, step: Pass) -> None:
         """Run one step on a copy; keep, revert or fail it."""
         start = time.perf_counter()
+        self.running = f"step {index + 1} {step.pass_name()}", index + 1
+        self._tell("")
         model = graph.copy(self.state.model)
         self._check_selectors(index, step, model)
         result = self._act(index, step, model)
+        self._tell("verification")
         attempt = self._attempt(step, model, result)
         if unmeasured := attempt.unmeasured:
             site, reason = next(iter(unmeasured.items()))
@@ -254,6 +263,7 @@ class _Run:
             lambda values: runtime.evaluate(values, self.settings),
             self.statistics,
             _Costs(self),
+            self._tell,
         )
         result = act(step, view)
         graph.remove_dead(model.graph)

@@ -240,8 +240,10 @@ class PruneChannels(Compression):
             return cost(np.stack([kept[site][options[:, site]] for site in range(len(kept))], axis=1))
 
         if self.sensitivity and view.stats is not None:
-            pairs = zip(curves, groups, allowed, strict=True)
-            errors = [self._impacts(choices, group, rest, view.stats, view) for (_, choices), group, rest in pairs]
+            errors = []
+            for index, ((_, choices), group, rest) in enumerate(zip(curves, groups, allowed, strict=True)):
+                view.tell(f"sensitivity {index + 1}/{len(groups)} groups")
+                errors.append(self._impacts(choices, group, rest, view.stats, view))
         try:
             options = allocation.allocate_interacting(errors, price, limit)
         except ValueError as error:
@@ -307,7 +309,7 @@ class PruneChannels(Compression):
         if self.refit != "none" and self.statistics == "calibration" and view.stats is not None:
             wanted = touched if self.refit == "readers" else _from_first(touched, was)
             goals = {name: Was(known.layer, rows.get(name)) for name, known in was.items()}
-            fitting.refit(view.model, wanted, goals, view.stats.chain(view.model, before), self.ridge)
+            fitting.refit(view.model, wanted, goals, view.stats.chain(view.model, before), self.ridge, view.tell)
         return [
             Site(
                 site.nodes,
