@@ -13,8 +13,8 @@ from ccompile.request import Request
 
 
 def told(folder: Path, *passes: object) -> list[tuple[str, int, int]]:
-    """All that a compile of a net of three dense layers tells, on two batches of calibration data."""
-    data = {part: {"synthetic": {}, "samples": 8, "batch": 4} for part in ("calibration", "verification")}
+    """All that a compile of a net of three dense layers tells, on two batches of data."""
+    data = {part: {"synthetic": {}, "samples": 128, "batch": 64} for part in ("calibration", "verification")}
     graph.save(builders.mlp(0), folder / "model.onnx")
     text = yaml.safe_dump({"version": 1, "passes": list(passes), "data": data})
     found: list[tuple[str, int, int]] = []
