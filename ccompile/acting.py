@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
+from ccompile import blas
 from ccompile.core import Choice, Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.errors import PassError
 
@@ -14,6 +16,12 @@ def act(step: Pass, view: View, ease: float = 0.0) -> PassResult:
 
     Raises PassError when it is of neither kind.
     """
+    fits = isinstance(step, Compression) or step.needs_calibration
+    with blas.one_thread() if fits else contextlib.nullcontext():
+        return _act(step, view, ease)
+
+
+def _act(step: Pass, view: View, ease: float) -> PassResult:
     if isinstance(step, Rewrite):
         return step.run(view)
     if isinstance(step, Compression):
@@ -25,8 +33,10 @@ def _compress(step: Compression, view: View, ease: float) -> PassResult:
     """Let the pass name its sites, pick strengths on the graph as it came in, and apply them in topological order."""
     found = step.sites(view)
     skipped = [site for site in found if isinstance(site, Skip)]
-    step.prepare([site for site in found if isinstance(site, Site)], view)
-    curves = [(site, step.choices(site, view)) for site in found if isinstance(site, Site)]
+    sites = [site for site in found if isinstance(site, Site)]
+    view.tell(f"curves of {len(sites)} sites")
+    step.prepare(sites, view)
+    curves = [(site, step.choices(site, view)) for site in sites]
     softer = step.eased(ease) if ease else step
     chosen = softer.plan(curves, view)
     if ease and softer is step:

@@ -349,7 +349,7 @@ class View:
     """All that a pass may reach: the graph to rewrite, the target, randomness, and questions about the graph.
 
     `evaluate` computes values that depend on constants only, with the runtime's own arithmetic. `stats` is None without
-    calibration data; `costs` is None where nothing is compiled (inspect).
+    calibration data; `costs` is None where nothing is compiled (inspect). `tell` shows what of a long step is running.
     """
 
     model: ir.Model
@@ -361,6 +361,7 @@ class View:
     stats: Statistics | None = None
     costs: Costs | None = None
     executor: Executor = field(default_factory=InProcess)
+    tell: Callable[[str], None] = lambda text: None
     _answers: dict[Callable[..., Any], Any] = field(default_factory=dict)
     _results: dict[Hashable, Any] = field(default_factory=dict)
 

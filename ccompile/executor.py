@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import multiprocessing
 import os
 import signal
@@ -19,8 +18,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from ccompile import blas
 from ccompile.errors import CcompileError
 
 S = TypeVar("S")
@@ -113,17 +113,8 @@ def executor(jobs: int) -> Iterator[Executor]:
 
 
 def _alone(function: Callable[[S], T], item: S) -> T:
-    with _controller().limit(limits=1, user_api="blas"):
+    with blas.one_thread():
         return function(item)
-
-
-@functools.cache
-def _controller() -> Any:
-    """Return what sets the threads of every BLAS: numpy's and scipy's, which are loaded by now."""
-    import scipy.linalg  # noqa: F401
-    import threadpoolctl
-
-    return threadpoolctl.ThreadpoolController()
 
 
 def _begin(alive: Connection) -> None:

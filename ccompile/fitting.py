@@ -7,7 +7,7 @@ Source: He et al. 2017, arXiv:1707.06168 (asymmetric least squares); Zhang et al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,16 +63,25 @@ def is_fittable(node: ir.Node, form: Layer) -> bool:
 
 
 def refit(
-    model: ir.Model, wanted: Iterable[str], was: Mapping[str, Was], chain: Chain, ridge: float | None
+    model: ir.Model,
+    wanted: Iterable[str],
+    was: Mapping[str, Was],
+    chain: Chain,
+    ridge: float | None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> list[Refitted]:
     """Refit the named layers of `model`, in its order; `was` says what each is in the source. Others are passed by.
 
     ridge: relative to each column's own H_jj; None shrinks each layer's covariance as its sample size asks (OAS).
+    tell: shown how far it is.
     """
     names = set(wanted)
     nodes = [node for node in list(model.graph) if str(node.name) in names and str(node.name) in was]
-    refitted = [refit_node(node, was[str(node.name)], chain, ridge) for node in nodes]
-    return [one for one in refitted if one is not None]
+    found = []
+    for index, node in enumerate(nodes):
+        tell(f"refit {index + 1}/{len(nodes)} layers")
+        found.append(refit_node(node, was[str(node.name)], chain, ridge))
+    return [one for one in found if one is not None]
 
 
 def refit_node(node: ir.Node, was: Was, chain: Chain, ridge: float | None) -> Refitted | None:

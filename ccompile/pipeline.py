@@ -48,7 +48,7 @@ from ccompile.weakening import weakest
 
 
 class Progress(Protocol):
-    """Told what is running: `done` of `total` steps are finished."""
+    """Told what is running, in one line: `done` of `total` steps are finished."""
 
     def __call__(self, text: str, done: int, total: int) -> None:
         """Show it."""
@@ -65,10 +65,9 @@ def compile_model(request: Request, progress: Progress = lambda text, done, tota
     total = len(request.spec.passes) + 2
     progress("reading and running the source", 0, total)
     with executor(request.jobs) as executing:
-        run = _Run(request, executing)
+        run = _Run(request, executing, progress=progress)
         run.open()
         for index, step in enumerate(request.spec.passes):
-            progress(f"step {index + 1} {step.pass_name()}", index + 1, total)
             run.step(index, step)
             if run.steps[-1].verdict == "failed":
                 break
@@ -126,6 +125,8 @@ class _Run:
     notes: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
+    progress: Progress = lambda text, done, total: None
+    running: tuple[str, int] = ("", 0)  # the step that runs, and its number
     verifying: float = 0.0  # seconds spent in verification runs: sessions made and inferences
 
     def open(self) -> None:
@@ -157,7 +158,12 @@ class _Run:
         if data is None:
             return None
         batches: Callable[[], Iterable[Feeds]] = lambda: (batch.feeds for batch in data.batches())  # noqa: E731
-        return Calibration(self.source.model, batches, self.settings, self.request.seed)
+        return Calibration(self.source.model, batches, self.settings, self.request.seed, tell=self._tell)
+
+    def _tell(self, text: str) -> None:
+        """Show what of the running step is under way."""
+        name, number = self.running
+        self.progress(f"{name}: {text}" if text else name, number, len(self.request.spec.passes) + 2)
 
     @property
     def _default(self) -> Tolerance:
@@ -217,6 +223,8 @@ class _Run:
     def step(self, index: int, step: Pass) -> None:
         """Run one step on a copy; keep, revert, weaken or fail it."""
         start = time.perf_counter()
+        self.running = f"step {index + 1} {step.pass_name()}", index + 1
+        self._tell("")
         self._check_selectors(index, step, self.state.model)
         known: dict[Hashable, Any] = {}
         attempt = self._attempt(index, step, 0.0, known)
@@ -275,6 +283,7 @@ class _Run:
             self.statistics,
             _Costs(self),
             self.executor,
+            self._tell,
             _results=known,
         )
         result = act(step, view, ease)
@@ -286,6 +295,7 @@ class _Run:
         """Run a step on a copy of the graph, `ease` of the way back from its strength; `known`: computed before."""
         model = graph.copy(self.state.model)
         result = self._act(index, step, model, ease, known)
+        self._tell("verification")
         attempt = self._verified(step, model, result)
         attempt.eased = ease
         return attempt

@@ -32,9 +32,17 @@ Batches = Callable[[], Iterable[Feeds]]
 class Calibration:
     """The calibration set of a compile, as passes see it (core.Statistics)."""
 
-    def __init__(self, source: ir.Model, batches: Batches, settings: Settings, seed: int = 0, cap: int = ROWS) -> None:
+    def __init__(
+        self,
+        source: ir.Model,
+        batches: Batches,
+        settings: Settings,
+        seed: int = 0,
+        cap: int = ROWS,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.source, self.batches, self.settings = source, batches, settings
-        self.seed, self.cap = seed, cap
+        self.seed, self.cap, self.tell = seed, cap, tell
         self.count = sum(1 for _ in batches())
         self.ledger = Ledger()
         self._reference: Recording | None = None
@@ -48,12 +56,15 @@ class Calibration:
         exceed HELD_BYTES.
         """
         found = {layer.name: self.ledger.watch(Moments(layer)) for layer in layers}
+        done = 0
         for group in self._groups(model, layers):
+            done += len(group)
             names = sorted({name for layer in group for name in (layer.input, layer.output)})
             session = runtime.Session(model, self.settings, names)
             for index, feeds in enumerate(self.batches()):
                 if self._is_probe(index):
                     continue
+                self.tell(f"statistics {done}/{len(layers)} layers, batch {index + 1}/{self.count}")
                 inner = [name for name in names if name not in feeds]
                 values = session.run(feeds, inner) | {name: feeds[name] for name in names if name in feeds}
                 for layer in group:
@@ -204,7 +215,7 @@ class Chain:
         first = next(iter(calibration.batches()))
         self.shapes, self.source_shapes = (
             {name: kind.shape for name, kind in runtime.observed_shapes(model, first, calibration.settings).items()}
-            for model in (current, calibration.source)
+            for model in (current, source)
         )
 
     def moments(self, layer: Layer, target: Layer | None = None, kept: Array | None = None) -> Moments:

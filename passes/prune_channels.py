@@ -97,8 +97,7 @@ class PruneChannels(Compression):
             elif reason := self._refusal(group, layers):
                 found.append(Skip(group.name, reason))
             else:
-                nodes = tuple(dict.fromkeys((group.name, *producers)))
-                found.append(Site(nodes, f"{group.size} units", output=layers[0].layer.output))
+                found.append(Site(_names(group), f"{group.size} units", output=layers[0].layer.output))
         return found
 
     def _refusal(self, group: Group, layers: Sequence[Reader]) -> str:
@@ -150,7 +149,9 @@ class PruneChannels(Compression):
 
     def _traces(self, groups: Sequence[Group], view: View) -> list[Trace]:
         if self.criterion == "reconstruction":
-            return view.map(partial(obs.remove_units, ridge=0.0), (self._consumers(group, view) for group in groups))
+            limits = [group.size - (self._count(_names(group), group.size) or 1) for group in groups]
+            tasks = ((self._consumers(group, view), limit) for group, limit in zip(groups, limits, strict=True))
+            return view.map(obs.traced, tasks)
         return [saliency.ranked(self._scores(group, view)) for group in groups]
 
     def _scores(self, group: Group, view: View) -> Array:
@@ -207,18 +208,27 @@ class PruneChannels(Compression):
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
         """Return the choice that `layers`, `keep` or `error` ask for."""
         size = int(choices[0].strength)
-        wanted = next(
-            (value for glob, value in self.layers.items() if any(fnmatch.fnmatchcase(n, glob) for n in site.nodes)),
-            None if isinstance(self.keep, Budget) else self.keep,
-        )
-        if wanted is not None:
-            count = wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted))
-            fitting = [choice for choice in choices if choice.strength >= min(count, size)]
+        count = self._count(site.nodes, size)
+        if count is not None:
+            fitting = [choice for choice in choices if choice.strength >= count]
         else:
             fitting = [choice for choice in choices if choice.error <= (self.error or 0.0)]
         if fitting[-1].strength == size:
             return Skip(site.nodes[0], f"all {size} units stay")
         return fitting[-1]
+
+    def _count(self, names: Sequence[str], size: int) -> int | None:
+        """Return how many units of a group of producers `names` the options ask to keep; None for as few as it takes.
+
+        With a budget `layers` counts later: sensitivity is measured along the whole curve.
+        """
+        if isinstance(self.keep, Budget):
+            return None
+        globs = (value for glob, value in self.layers.items() if any(fnmatch.fnmatchcase(n, glob) for n in names))
+        wanted = next(globs, self.keep)
+        if wanted is None:
+            return None
+        return min(size, wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted)))
 
     def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
         """Spend a budget over all groups, or pick group by group."""
@@ -234,8 +244,10 @@ class PruneChannels(Compression):
             return cost(np.stack([kept[site][options[:, site]] for site in range(len(kept))], axis=1))
 
         if self.sensitivity and view.stats is not None:
-            pairs = zip(curves, groups, allowed, strict=True)
-            errors = [self._impacts(choices, group, rest, view.stats, view) for (_, choices), group, rest in pairs]
+            errors = []
+            for index, ((_, choices), group, rest) in enumerate(zip(curves, groups, allowed, strict=True)):
+                view.tell(f"sensitivity {index + 1}/{len(groups)} groups")
+                errors.append(self._impacts(choices, group, rest, view.stats, view))
         try:
             options = allocation.allocate_interacting(errors, price, limit)
         except ValueError as error:
@@ -302,7 +314,7 @@ class PruneChannels(Compression):
         if self.refit != "none" and self.statistics == "calibration" and view.stats is not None:
             wanted = touched if self.refit == "readers" else _from_first(touched, was)
             goals = {name: Was(known.layer, rows.get(name)) for name, known in was.items()}
-            fitting.refit(view.model, wanted, goals, view.stats.chain(view.model, before), self.ridge)
+            fitting.refit(view.model, wanted, goals, view.stats.chain(view.model, before), self.ridge, view.tell)
         return [
             Site(
                 site.nodes,
@@ -351,6 +363,11 @@ class PruneChannels(Compression):
             return None
         linear.store(node, form, np.stack(weights), None)
         return None if bias is None else bias.reshape(-1).astype(linear.matrix_dtype(node, form))
+
+
+def _names(group: Group) -> tuple[str, ...]:
+    """Return the names by which `layers` and reports know a group."""
+    return tuple(dict.fromkeys((group.name, *(member.node for member in group.by_role("producer")))))
 
 
 class _Metric:

@@ -77,7 +77,8 @@ class Repair(Rewrite):
         chain = stats.chain(trial)
         found: list[_Repair] = []
         skipped: list[Skip] = []
-        for original in nodes:
+        for index, original in enumerate(nodes):
+            view.tell(f"layer {index + 1}/{len(nodes)}")
             node = graph.node_named(trial.graph, str(original.name))
             outcome = view.excluded(original) or self._repair(node, chain)
             if isinstance(outcome, Skip):

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ccompile import graph
 from ccompile.analysis.channels import channels
 from ccompile.errors import PassError
+from ccompile.numerics import obs
 from ccompile.passes.prune_channels import PruneChannels
 
 if TYPE_CHECKING:
@@ -326,6 +327,31 @@ def test_pruning_twice_keeps_fitting() -> None:
     alone = prune(model, batches, keep=0.64)
     assert sizes(run.model).keys() == sizes(alone.model).keys()
     assert error(run.model, model, batches) < 2 * error(alone.model, model, batches)
+
+
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        ({"keep": 0.75}, {2}),
+        ({"keep": 5}, {3}),
+        ({"keep": 0.5, "layers": {"a": 7}}, {1}),
+        ({"error": 0.1}, {7}),
+        ({"keep": {"macs": 0.8}}, {7}),
+    ],
+)
+def test_a_curve_goes_no_further_than_the_options_ask(
+    options: dict[str, Any], limits: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real = obs.remove_units
+
+    def counted(consumers: list[obs.Consumer], ridge: float, limit: int) -> obs.Trace:
+        seen.append(limit)
+        return real(consumers, ridge, limit)
+
+    monkeypatch.setattr(obs, "remove_units", counted)
+    prune(coupled.chain(), **{"only": ["a"], **options})
+    assert set(seen) == limits
 
 
 # ---------------------------------------------------------------------------------------------- criteria

@@ -15,7 +15,7 @@ Source: Hassibi and Stork 1993 (OBS); He et al. 2017, arXiv:1707.06168 (the obje
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 
 # Below this relative ridge a singular H cannot be told from a regular one once inverted and downdated in float64.
 FLOOR_RIDGE = 1e-10
+NOT_A_GRAM = "H with its ridge is not positive definite: is it a Gram matrix?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +73,18 @@ def repair(consumer: Consumer, keep: Array, ridge: float = 0.01) -> tuple[Array,
 
     db is what the bias must gain, (W - W') mean; 0 when the consumer has no mean.
     """
-    system = prepare(consumer, ridge)
-    kept, gone = system.split(keep)
-    W = np.zeros_like(system.W)
-    W[:, kept] = repaired_columns(system, kept, gone, invert(system.H[np.ix_(kept, kept)]))
+    from scipy.linalg.lapack import dpotrs
+
+    stays = np.isin(consumer.unit, unit_numbers(keep))
+    system, factor = factored(replace(consumer, unit=np.where(stays, -1, consumer.unit)), ridge)
+    gone = len(system.units) * system.b
+    W = system.W[:, gone:]
+    if len(system.H) > gone:
+        right = system.H[gone:, :gone] @ system.W[:, :gone].T
+        left = len(system.H) - gone
+        W = W + dpotrs(factor[:left, :left], right[::-1], lower=1)[0][::-1].T
     result = np.zeros(consumer.W.shape)
-    real = system.source >= 0
-    result[:, system.source[real]] = W[:, real]
+    result[:, system.source[gone:]] = W
     mean = np.zeros(consumer.W.shape[1]) if consumer.mean is None else consumer.mean
     return result, (consumer.W - result) @ mean
 
@@ -101,17 +107,31 @@ class System:
 
     def split(self, keep: Array) -> tuple[Array, Array]:
         """Return the column indices that stay (fixed ones last) and those that go, when the units `keep` stay."""
-        if np.asarray(keep).dtype == bool:
-            raise ValueError("`keep` lists unit numbers; got booleans (use numpy.flatnonzero)")
-        stays = np.repeat(np.isin(self.units, keep), self.b)
+        stays = np.repeat(np.isin(self.units, unit_numbers(keep)), self.b)
         fixed = np.ones(len(self.source) - len(stays), bool)
         return np.flatnonzero(np.concatenate([stays, fixed])), np.flatnonzero(~stays)
+
+
+def unit_numbers(keep: Array) -> Array:
+    """Return `keep` unless it is a mask, which would be taken for the units 0 and 1."""
+    if np.asarray(keep).dtype == bool:
+        raise ValueError("`keep` lists unit numbers; got booleans (use numpy.flatnonzero)")
+    return keep
 
 
 def prepare(consumer: Consumer, ridge: float) -> System:
     """Return the consumer centred, sorted by unit, without dead columns, and regular.
 
     `ridge` is relative to the mean diagonal entry; it is raised to FLOOR_RIDGE when H alone cannot be inverted.
+    """
+    return factored(consumer, ridge)[0]
+
+
+def factored(consumer: Consumer, ridge: float) -> tuple[System, Array]:
+    """Return the consumer made ready, and the lower L with L L^T = H[::-1, ::-1].
+
+    Turned round, the fixed columns come first: L's leading block factors theirs alone, and its trailing block what is
+    left of H over the units' columns once the fixed ones have been refitted (the Schur complement).
     """
     H, W = consumer.H.astype(np.float64), consumer.W.astype(np.float64)
     diagonal = H.diagonal().copy()
@@ -125,9 +145,32 @@ def prepare(consumer: Consumer, ridge: float) -> System:
     H[dead], H[:, dead] = 0.0, 0.0
     H[dead, dead] = scale
     H, W, units, b, source = _pad(H, W, np.asarray(consumer.unit), scale)
-    ridge = ridge if ridge >= FLOOR_RIDGE or _is_regular(H) else FLOOR_RIDGE
+    diagonal = H.diagonal().copy()
     H[np.diag_indices_from(H)] += ridge * scale
-    return System(units, b, H, W, source, ridge, consumer.weight)
+    factor, regular = _factor(H, known=ridge >= FLOOR_RIDGE)
+    if not regular and ridge < FLOOR_RIDGE:
+        ridge = FLOOR_RIDGE
+        H[np.diag_indices_from(H)] = diagonal + ridge * scale
+        factor, regular = _factor(H, known=True)
+    if not regular:
+        raise np.linalg.LinAlgError(NOT_A_GRAM)
+    return System(units, b, H, W, source, ridge, consumer.weight), factor
+
+
+def reduced(consumer: Consumer, ridge: float) -> tuple[System, Array]:
+    """Return the consumer made ready with its units' columns only, and the inverse of its H.
+
+    The fixed columns are refitted after any removal, so all losses are those of the Schur complement
+    H_uu - H_uf (H_ff)^-1 H_fu: they are paid for once, however often the rest is inverted.
+    """
+    system, factor = factored(consumer, ridge)
+    size = len(system.units) * system.b
+    tail = factor[len(factor) - size :, len(factor) - size :]
+    inverse = np.ascontiguousarray(_inverse(tail)[::-1, ::-1])
+    if size < len(factor):
+        H = np.ascontiguousarray((tail @ tail.T)[::-1, ::-1])
+        system = replace(system, H=H, W=system.W[:, :size], source=system.source[:size])
+    return system, inverse
 
 
 def _pad(H: Array, W: Array, unit: Array, scale: float) -> tuple[Array, Array, Array, int, Array]:
@@ -147,29 +190,39 @@ def _pad(H: Array, W: Array, unit: Array, scale: float) -> tuple[Array, Array, A
     return H, W, units, b, source
 
 
-def _is_regular(H: Array) -> bool:
-    """Return whether H can be inverted in float64 with digits to spare."""
+def _factor(H: Array, known: bool) -> tuple[Array, bool]:
+    """Return L with L L^T = H[::-1, ::-1], and whether H can be inverted in float64 with digits to spare.
+
+    known: it can if it has a factor at all, thanks to its ridge.
+    """
     from scipy.linalg.lapack import dpocon, dpotrf
 
-    factor, info = dpotrf(H, lower=1)
-    if info:
-        return False
+    factor, info = dpotrf(H[::-1, ::-1], lower=1)
+    if info or known or not len(H):
+        return factor, not info
     rcond, _ = dpocon(factor, np.abs(H).sum(0).max(initial=0.0), uplo="L")
-    return bool(rcond > 1e-12)
+    return factor, bool(rcond > 1e-12)
 
 
 def invert(H: Array) -> Array:
     """Return the inverse of a symmetric positive definite H, symmetric to the last bit."""
-    from scipy.linalg.lapack import dpotrf, dpotri
+    from scipy.linalg.lapack import dpotrf
 
-    if not len(H):
-        return H.copy()
-    factor, info = dpotrf(H, lower=1, clean=1)
+    factor, info = dpotrf(H, lower=1)
     if info:
-        raise np.linalg.LinAlgError("H with its ridge is not positive definite: is it a Gram matrix?")
-    inverse, _ = dpotri(factor, lower=1, overwrite_c=1)
-    result: Array = np.tril(inverse)
-    result += np.tril(inverse, -1).T
+        raise np.linalg.LinAlgError(NOT_A_GRAM)
+    return _inverse(factor)
+
+
+def _inverse(factor: Array) -> Array:
+    """Return the inverse of L L^T for a lower L with zeros above its diagonal, symmetric to the last bit."""
+    from scipy.linalg.lapack import dpotri
+
+    if not len(factor):
+        return factor.copy()
+    half, _ = dpotri(factor, lower=1)
+    result: Array = half + half.T
+    result[np.diag_indices_from(result)] = half.diagonal()
     return result
 
 

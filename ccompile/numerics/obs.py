@@ -26,8 +26,8 @@ from ccompile.numerics.consumers import (
     diagonal_blocks,
     flat_scores,
     invert,
-    prepare,
     readers_of,
+    reduced,
     repair,
     repaired_columns,
     subset_loss,
@@ -76,11 +76,13 @@ def remove_units(consumers: Sequence[Consumer], ridge: float = 0.01, limit: int 
     >>> trace.order.tolist(), trace.loss.tolist()
     ([1, 2, 0], [1.0, 5.0, 14.0])
     """
-    systems = [prepare(consumer, ridge) for consumer in consumers]
+    ready = [reduced(consumer, ridge) for consumer in consumers]
+    systems = [system for system, _ in ready]
     n = unit_count(consumers)
     limit = n if limit is None else min(limit, n)
     scores, owner, parts = flat_scores(systems)
-    states = [_Elimination(system, part) for system, part in zip(systems, parts, strict=True)]
+    states = [_Elimination(*both, part) for both, part in zip(ready, parts, strict=True)]
+    del ready
     readers = readers_of(systems, n)
     order, losses, alive = np.zeros(limit, np.int64), np.zeros(limit), np.ones(n, bool)
     for step in range(limit):
@@ -91,14 +93,20 @@ def remove_units(consumers: Sequence[Consumer], ridge: float = 0.01, limit: int 
     return Trace(order, np.cumsum(losses), n, tuple(system.ridge for system in systems))
 
 
+def traced(task: tuple[Sequence[Consumer], int]) -> Trace:
+    """Return the trace of (consumers, limit) with the ridge that the consumers' H carry already."""
+    consumers, limit = task
+    return remove_units(consumers, 0.0, limit)
+
+
 class _Elimination:
-    """One consumer while its units go: a block Cholesky factorisation of H^-1 with pivots chosen from outside.
+    """One reduced consumer while its units go: a block Cholesky factorisation of H^-1 with pivots chosen from outside.
 
     `inverse` lags behind by the pending columns `panel`: the current inverse is inverse - panel panel^T. Its diagonal
     blocks `D`, the repaired weight `Wt[a b, o]` and `score` are always current.
     """
 
-    def __init__(self, system: System, score: Array) -> None:
+    def __init__(self, system: System, inverse: Array, score: Array) -> None:
         self.system, self.score = system, score
         self.alive = np.ones(len(system.units), bool)
         self.blocks: Array
@@ -108,7 +116,7 @@ class _Elimination:
         self.panel: Array
         self.used = 0
         self.width = max(1, PANEL_COLUMNS // system.b) * system.b
-        self._load()
+        self._start(inverse, system.W)
 
     def remove(self, position: int) -> float:
         """Remove the block at `position`, update the others' scores and return the weighted loss."""
@@ -154,16 +162,18 @@ class _Elimination:
     def _load(self) -> None:
         """Start from H itself at the blocks that are alive: no rounding of earlier updates stays."""
         system = self.system
+        kept, gone = system.split(system.units[self.alive])
+        inverse = invert(system.H[np.ix_(kept, kept)])
+        self._start(inverse, repaired_columns(system, kept, gone, inverse))
+
+    def _start(self, inverse: Array, W: Array) -> None:
+        """Go on from the inverse and the repaired weight over the blocks that are alive."""
         self.blocks = np.flatnonzero(self.alive)
         self.loaded = len(self.blocks)
-        kept, gone = system.split(system.units[self.blocks])
-        inverse = invert(system.H[np.ix_(kept, kept)])
-        size = self.loaded * system.b
-        self.Wt = np.ascontiguousarray(repaired_columns(system, kept, gone, inverse)[:, :size].T)
-        self.inverse = np.ascontiguousarray(inverse[:size, :size])
-        self.D = diagonal_blocks(self.inverse, system.b).copy()
+        self.Wt, self.inverse = np.array(W.T, order="C"), inverse
+        self.D = diagonal_blocks(self.inverse, self.system.b).copy()
         self.largest = float(self.D.diagonal(axis1=1, axis2=2).max(initial=0.0))
-        self.panel, self.used = np.zeros((size, self.width)), 0
+        self.panel, self.used = np.zeros((len(inverse), self.width)), 0
         self._rate()
 
     def _rate(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ccompile.numerics import obs, saliency
+from ccompile.numerics import consumers, obs, saliency
 from ccompile.numerics.obs import Consumer, remove_units, repair, subset_loss, swap_search
 
 F = npt.NDArray[np.float64]
@@ -55,16 +55,30 @@ def test_a_removal_is_the_cheapest_and_its_loss_that_of_least_squares(b: int) ->
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.01])
-@pytest.mark.parametrize(("units", "b"), [(300, 1), (60, 9)])
+@pytest.mark.parametrize(("units", "b", "o", "fixed"), [(300, 1, 5, 0), (60, 9, 5, 0), (60, 9, 1, 0), (40, 4, 3, 70)])
 def test_the_trace_agrees_with_the_subset_loss_through_flushes_and_refreshes(
-    units: int, b: int, ridge: float, monkeypatch: pytest.MonkeyPatch
+    units: int, b: int, o: int, fixed: int, ridge: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(obs, "PANEL_COLUMNS", 16)
-    consumer, _ = sample(4, units=units, b=b, o=5, n=1500)
+    consumer, _ = sample(4, units=units, b=b, o=o, fixed=fixed, n=1500)
     trace = remove_units([consumer], ridge)
     for k in (1, 10, units // 2, units - 3):
         want = subset_loss([consumer], trace.keep(units - k), ridge)
         assert trace.loss[k - 1] == pytest.approx(want, rel=1e-9)
+
+
+def test_columns_outside_the_group_are_factored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counted(H: F) -> F:
+        sizes.append(len(H))
+        return consumers.invert(H)
+
+    monkeypatch.setattr(obs, "invert", counted)
+    consumer, _ = sample(4, units=32, fixed=90)
+    remove_units([consumer], 0.01)
+    assert len(sizes) >= 4, "it starts afresh whenever half is gone"
+    assert max(sizes) <= 16
 
 
 def test_units_may_differ_in_size_and_be_absent_from_a_consumer() -> None:
