@@ -287,7 +287,7 @@ class PruneChannels(Compression):
             if choice.error > 0 and choice.strength < group.size:
                 trial = graph.copy(view.model)
                 self._cut(trial, {group: self._keep(group, choice, view)}, view)
-                points[choice.error] = max(stats.impact(trial), 1e-12)
+                points[choice.error] = max(stats.impact(trial, view.model), 1e-12)
         return _interpolated(points, np.array([choice.error for choice in wanted]))
 
     def _keep(self, group: Group, choice: Choice, view: View) -> Array:
