@@ -322,8 +322,11 @@ class Statistics(Protocol):
         """Return a walk through the source, or another reference, and `model`."""
         ...
 
-    def impact(self, model: ir.Model) -> float:
-        """Return how far a graph's outputs are from the source's on the calibration set."""
+    def impact(self, model: ir.Model, base: ir.Model | None = None) -> float:
+        """Return how far a graph's outputs are from the source's on the calibration set.
+
+        base: a graph that `model` is a changed copy of, so that their common beginning need not run again.
+        """
         ...
 
 

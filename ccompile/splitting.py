@@ -366,7 +366,7 @@ class Split(Compression):
             if choice.strength and choice.error > 0 and choice.error not in points:
                 trial = graph.copy(view.model)
                 self._impose(trial, form, self._factors(view, form, int(choice.strength)), view)
-                points[choice.error] = stats.impact(trial)
+                points[choice.error] = stats.impact(trial, view.model)
         return impacts.interpolated(points, errors)
 
     def _impose(self, model: ir.Model, form: Layer, factors: Sequence[Factors], view: View) -> None:

@@ -46,6 +46,7 @@ class Calibration:
         self.count = sum(1 for _ in batches())
         self.ledger = Ledger()
         self._reference: Recording | None = None
+        self._prefix: _Walker | None = None  # of the graph that `impact` was last given as base
         if not self.count:
             raise PassError("the calibration data is empty")
 
@@ -111,26 +112,70 @@ class Calibration:
 
     def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
         """Return a walk through the source, or another reference, and `model`, layer by layer."""
+        self._prefix = None
         return Chain(self, model, reference or self.source)
 
-    def impact(self, model: ir.Model) -> float:
+    def impact(self, model: ir.Model, base: ir.Model | None = None) -> float:
         """Return how far a graph's outputs are from the source's, on batches that `moments` has not seen.
 
         Mean KL divergence of the softmax over classes where an output has classes, else the relative squared error;
-        summed over outputs. With fewer than PROBE batches all are used.
+        summed over outputs. With fewer than PROBE batches all are used. base: a graph that `model` is a changed copy
+        of; what comes before the change is run once for all copies whose changes come later and later.
         """
         if self._reference is None:
             self._reference = self.ledger.watch(Recording())
             for outputs in runtime.outputs_of(self.source, self._probes(), self.settings):
                 self._reference.append(outputs)
-        mine = runtime.outputs_of(model, self._probes(), self.settings)
+        mine = self._outputs(model, base)
         return float(np.mean([divergence(a, b) for a, b in zip(mine, self._reference, strict=True)]))
+
+    def _outputs(self, model: ir.Model, base: ir.Model | None) -> Iterator[Outputs]:
+        """Yield the outputs on the probes, from the first change on where `base` allows it."""
+        if base is None:
+            return runtime.outputs_of(model, self._probes(), self.settings)
+        if self._prefix is None or self._prefix.model is not base:
+            self._prefix = _Walker(base, self._probes, self.settings)
+        start, nodes = first_change(base, model), list(model.graph)
+        made = {output for node in nodes[start:] for output in node.outputs}
+        read, known = ({str(v.name) for v in runtime.read_values(n[start:])} for n in (nodes, self._prefix.nodes))
+        if start < self._prefix.at or not made.issuperset(model.graph.outputs) or not read <= known:
+            return runtime.outputs_of(model, self._probes(), self.settings)
+        self._prefix.advance(start, "")
+        return self._prefix.outputs_from(model, nodes[start:])
 
     def _is_probe(self, index: int) -> bool:
         return self.count >= PROBE and index % PROBE == PROBE - 1
 
     def _probes(self) -> Iterator[Feeds]:
         return (feeds for index, feeds in enumerate(self.batches()) if self.count < PROBE or self._is_probe(index))
+
+
+def first_change(base: ir.Model, copy: ir.Model) -> int:
+    """Return how many leading nodes of a copy are still those of `base`, with the same constants."""
+    pairs = zip(base.graph, copy.graph, strict=False)
+    return next((at for at, (one, other) in enumerate(pairs) if not _is_same(one, other)), len(base.graph))
+
+
+def _is_same(one: ir.Node, other: ir.Node) -> bool:
+    """Return whether a copied node is untouched: copies share the arrays of their constants."""
+    if (one.name, one.op_identifier()) != (other.name, other.op_identifier()) or any(graph.subgraphs(other)):
+        return False
+    if len(one.inputs) != len(other.inputs) or one.attributes.keys() != other.attributes.keys():
+        return False
+    pairs = ((one.attributes[name], other.attributes[name]) for name in one.attributes)
+    if not all(a is b or (a.type != ir.AttributeType.TENSOR and a.value == b.value) for a, b in pairs):
+        return False
+    return all(_is_same_value(a, b) for a, b in zip(one.inputs, other.inputs, strict=True))
+
+
+def _is_same_value(one: ir.Value | None, other: ir.Value | None) -> bool:
+    if one is None or other is None or one.name != other.name:
+        return one is other
+    tensors = graph.stored(one), graph.stored(other)
+    if tensors[0] is None or tensors[1] is None:
+        return tensors[0] is tensors[1]
+    a, b = (tensor.numpy() for tensor in tensors if tensor is not None)
+    return (a.ctypes.data, a.shape, a.strides, a.dtype) == (b.ctypes.data, b.shape, b.strides, b.dtype)
 
 
 def divergence(candidate: Outputs, reference: Outputs) -> float:
@@ -197,6 +242,16 @@ class _Walker:
             kept.append(passing)
         self.ledger.update()  # both cuts are held here
         self.live, self.at = kept, to
+
+    def outputs_from(self, model: ir.Model, part: Sequence[ir.Node]) -> Iterator[Outputs]:
+        """Yield the outputs of another graph that differs in its last nodes `part` only, from what is live here."""
+        names = [str(output.name) for output in model.graph.outputs]
+        session: runtime.Session | None = None
+        for values in self.live:
+            if session is None:
+                dtypes = {name: np.asarray(value).dtype for name, value in values.items()}
+                session = runtime.Session(runtime.part_of(model, part, dtypes, names), self.settings)
+            yield session.run({name: value for name, value in values.items() if name in session.inputs})
 
     def values(self, name: str) -> Iterator[Array]:
         """Yield a live value, batch by batch."""

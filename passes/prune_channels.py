@@ -291,7 +291,7 @@ class PruneChannels(Compression):
             if choice.error > 0 and choice.strength < group.size:
                 trial = graph.copy(view.model)
                 self._cut(trial, {group: self._keep(group, choice, view)}, view)
-                points[choice.error] = stats.impact(trial)
+                points[choice.error] = stats.impact(trial, view.model)
         return impacts.interpolated(points, np.array([choice.error for choice in wanted]))
 
     def _keep(self, group: Group, choice: Choice, view: View) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,23 @@ version: 1
 data: {verification: {synthetic: {distribution: uniform}, samples: 1}}
 passes: [tidy-graph, fold-batchnorm]
 """
+PRUNE = """
+version: 1
+data:
+  calibration: {synthetic: {distribution: uniform}, samples: 3}
+  verification: {synthetic: {distribution: uniform}, samples: 1}
+passes: [tidy-graph, fold-batchnorm, prune-channels: {keep: 0.9, tolerance: {relative_l2: 1.0e+9}}]
+"""
+# what of each net cannot be pruned, by reason, and how many groups are cut; the others take minutes of linear algebra
+PRUNED = {
+    "shufflenet": (12, {"all channels of `` stand and fall together": 4, "it normalises over them": 1}),
+    "squeezenet": (14, {"it normalises over them": 1}),
+    "inception_v1": (33, {"it mixes neighbouring channels": 2, "it normalises over them": 1}),
+}
 
 
-def compiled(path: Path, folder: Path) -> tuple[ir.Model, Evidence]:
-    request = Request(path, spec.parse(SPEC), folder / "out.onnx", threads=1)
+def compiled(path: Path, folder: Path, text: str = SPEC) -> tuple[ir.Model, Evidence]:
+    request = Request(path, spec.parse(text), folder / "out.onnx", threads=1)
     evidence = compile_model(request)
     return graph.load(request.output).model, evidence
 
@@ -85,3 +99,22 @@ def test_batchnorms_next_to_convolutions_fold_at_any_weights(name: str, tmp_path
     ops = check(tmp_path / "in.onnx", tmp_path)
     # densenet normalises what it concatenates: 62 of its 121 read no convolution, or one that is read elsewhere
     assert ops["BatchNormalization"] == (62 if name == "densenet121" else 0)
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_a_famous_net_loses_a_tenth_of_its_channels_or_says_why_not(name: str, tmp_path: Path) -> None:
+    model, evidence = compiled(FOLDER / f"light_{name}.onnx", tmp_path, PRUNE)
+    assert evidence.verdict == "ok", evidence.reason
+    tidied, step = evidence.steps[1], evidence.steps[2]
+    assert graph.check(model) == ""
+    assert step.cost is not None
+    assert tidied.cost is not None
+    assert step.cost.params < 0.96 * tidied.cost.params
+    assert step.cost.macs < 0.96 * tidied.cost.macs
+    cut, left = PRUNED[name]
+    assert len(step.applied) == cut
+    assert all(site.nodes and " units kept" in site.note for site in step.applied)
+    reasons = collections.Counter(
+        re.sub("`[^`]*`", "``", skip.reason).removeprefix("group ``: ") for skip in step.skipped
+    )
+    assert {reason: count for reason, count in reasons.items() if not reason.endswith("units stay")} == left

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from builders import Net
-from calibrated import applied, error, feeds, prune, set_weight, skips, weight
+from calibrated import applied, dense_chain, error, feeds, prune, set_weight, skips, weight
 from pydantic import ValidationError
 
-from ccompile import graph
+from ccompile import graph, runtime
 from ccompile.analysis.channels import channels
 from ccompile.errors import PassError
 from ccompile.numerics import obs
@@ -352,6 +352,33 @@ def test_a_curve_goes_no_further_than_the_options_ask(
     monkeypatch.setattr(obs, "remove_units", counted)
     prune(coupled.chain(), **{"only": ["a"], **options})
     assert set(seen) == limits
+
+
+def nodes_run(depth: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many nodes the runtime runs, batch by batch, while a chain of dense layers is pruned and refitted."""
+    ran = 0
+    made, run = runtime.Session.__init__, runtime.Session.run
+    sizes: dict[runtime.Session, int] = {}
+
+    def counted_made(self: runtime.Session, model: ir.Model, *rest: Any) -> None:
+        sizes[self] = len(model.graph)
+        made(self, model, *rest)
+
+    def counted_run(self: runtime.Session, *rest: Any) -> runtime.Outputs:
+        nonlocal ran
+        ran += sizes[self]
+        return run(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.Session, "__init__", counted_made)
+        patch.setattr(runtime.Session, "run", counted_run)
+        assert len(applied(prune(dense_chain(depth), keep=0.75))) == depth - 1
+    return ran
+
+
+def test_what_is_run_grows_linearly_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, middle, large = (nodes_run(depth, monkeypatch) for depth in (10, 20, 40))
+    assert large - middle == 2 * (middle - small) > 0
 
 
 # ---------------------------------------------------------------------------------------------- criteria

@@ -244,7 +244,7 @@ def test_all_is_undone_when_the_outputs_got_worse() -> None:
     class Worse(Calibration):
         found = 0.0
 
-        def impact(self, model: ir.Model) -> float:
+        def impact(self, model: ir.Model, base: ir.Model | None = None) -> float:
             self.found += 1.0
             return self.found
 

@@ -307,6 +307,43 @@ def test_the_impact_grows_with_the_change() -> None:
     assert 0 < impacts[0] < impacts[1] < impacts[2]
 
 
+def test_the_impact_of_later_and_later_changes_is_that_of_whole_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = coupled.NETS["residual"]()
+    batches = feeds(base, (3, 2, 2, 2, 3, 2, 2, 2))
+    found, whole = calibration(base, batches), calibration(base, batches)
+    parts: list[int] = []
+    real = runtime.part_of
+
+    def counted(model: ir.Model, nodes: Sequence[ir.Node], *rest: Any) -> ir.Model:
+        parts.append(len(nodes))
+        return real(model, nodes, *rest)
+
+    monkeypatch.setattr(runtime, "part_of", counted)
+    order = [name for name in layers(base) if name != "stem"]
+    for name in (*order, order[0]):  # the last lies behind: it takes a whole run
+        changed = graph.copy(base)
+        set_weight(changed, name, 1.5 * weight(changed, name))
+        assert found.impact(changed, base) == whole.impact(changed) > 0
+    assert len(parts) == 2 * len(order), "each step of the common beginning, and each rest, is one session"
+    assert sum(parts[::2]) < len(base.graph)
+    assert found.impact(graph.copy(base), base) == 0
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_first_change_is_a_node_with_another_name_constant_or_attribute(place: int) -> None:
+    base = conv_bn_net(0)
+    assert stats.first_change(base, graph.copy(base)) == len(base.graph)
+    changed = graph.copy(base)
+    node = graph.node_named(changed.graph, "conv2")
+    if place == 0:
+        node.name = "other"
+    elif place == 1:
+        set_weight(changed, "conv2", weight(changed, "conv2"))
+    else:
+        node.attributes["strides"] = ir.AttrInt64s("strides", [3, 3])
+    assert stats.first_change(base, changed) == [str(n.name) for n in base.graph].index("conv2")
+
+
 def test_divergence_of_scores_is_that_of_their_softmax() -> None:
     scores, reference = np.array([[0.0, np.log(3.0)]], np.float32), np.array([[0.0, 0.0]], np.float32)
     wanted = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)

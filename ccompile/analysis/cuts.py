@@ -106,12 +106,12 @@ def total_cost(parts: Sequence[Term], fixed: float, align: Callable[[int], int] 
         counts = np.rint(kept).astype(int)
         total = np.full(len(kept), fixed)
         for part in parts:
-            product = np.full(len(kept), part.cost)
+            product: Array | float = part.cost
             for free, sites, size in part.axes:
-                left = np.full(len(kept), float(free))
+                left: Array | float = float(free)
                 for site, table in sites.items():
-                    left += table[counts[:, site]]
-                product *= _stairs(left, size, align)
+                    left = left + table[counts[:, site]]
+                product = product * _stairs(np.asarray(left), size, align)
             total += product
         return total
 

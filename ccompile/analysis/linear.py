@@ -219,6 +219,8 @@ def _patches(form: Layer, x: Array, y_shape: Sequence[int], picks: Array) -> Arr
         inside &= valid.reshape(around)
         index.append(np.where(valid, at, 0).reshape(around))
     found = x[(index[0], slice(None), *index[1:])]  # [rows, *kernel, channels]: the sliced axis goes last
-    found = np.where(inside[..., None], found, 0)
-    columns = np.moveaxis(found, -1, 1).reshape(count, form.groups, form.columns)
-    return columns.transpose(1, 0, 2).astype(np.float64)
+    if not inside.all():
+        found[~inside] = 0
+    columns = np.empty((count, found.shape[-1], *form.kernel))  # large: no copy is made on the way
+    columns[...] = np.moveaxis(found, -1, 1)
+    return columns.reshape(count, form.groups, form.columns).transpose(1, 0, 2)
