@@ -306,6 +306,15 @@ class Chain(Protocol):
         """
         ...
 
+    def visible(
+        self, known: Moments, fit: tuple[Array, Array], target: Layer | None = None, kept: Array | None = None
+    ) -> Moments | None:
+        """Return the moments of the layer asked for last, with targets as the activation behind it sees them.
+
+        fit: W[g, o, d], b[g, o] so far. None where the activation, if any, shows all.
+        """
+        ...
+
     def channels(self, node: str, value: str, target: str) -> ChannelMoments:
         """Return the moments per channel of what a node reads now, with the source's `target` as target."""
         ...

@@ -19,6 +19,7 @@ from ccompile.core import Array, Chain
 from ccompile.moments import Layer, Moments
 from ccompile.numerics import least_squares, shrinkage
 
+SIGHTS = 2  # refits towards what the activation shows
 WIDEST = 8192  # columns per group: beyond, a layer's Gram matrix is too large to factor
 
 
@@ -89,18 +90,30 @@ def refit_node(node: ir.Node, was: Was, chain: Chain, ridge: float | None) -> Re
     form = linear.layer(node)
     if isinstance(form, str) or not is_fittable(node, form):
         return None
-    return _refit_layer(node, form, chain.moments(form, was.layer, was.kept), ridge)
-
-
-def _refit_layer(node: ir.Node, form: Layer, moments: Moments, ridge: float | None) -> Refitted:
+    moments = chain.moments(form, was.layer, was.kept)
     W0, b0 = linear.matrix(node, form), linear.bias(node, form)
     assert b0 is not None
     W, b = solve(moments, W0, b0, ridge)
     before, after = lost(moments, W0, b0), lost(moments, W, b)
     if after > before:
         return Refitted(form.name, before, before)
+    W, b = _seen(moments, (W, b), was, chain, ridge)
     linear.store(node, form, W, None if form.op == "MatMul" else b)
     return Refitted(form.name, before, after)
+
+
+def _seen(
+    moments: Moments, fit: tuple[Array, Array], was: Was, chain: Chain, ridge: float | None
+) -> tuple[Array, Array]:
+    """Return the fit towards what the activation behind the layer shows, from the fit to the layer's own output."""
+    best, least = fit, np.inf
+    for _ in range(SIGHTS):
+        again = chain.visible(moments, fit, was.layer, was.kept)
+        if again is None or again.left >= least:
+            return best
+        best, least = fit, again.left
+        fit = solve(again, *fit, ridge)
+    return fit
 
 
 def solve(moments: Moments, W0: Array, b0: Array, ridge: float | None) -> tuple[Array, Array]:

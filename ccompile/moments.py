@@ -69,7 +69,8 @@ class Moments:
     """Raw moments of one layer over sampled rows, per group, in float64; y is the target's output.
 
     rows of `seen`; sx[g, d], sy[g, o], xx[g, d, d] = sum x x^T, yx[g, o, d] = sum y x^T, yy[g, o] = sum y^2. When d
-    exceeds the rows, `xx` and `yx` are None and the rows themselves are kept: x[g, r, d], y[g, r, o].
+    exceeds the rows, `xx` and `yx` are None and the rows themselves are kept: x[g, r, d], y[g, r, o]. `left`: what a
+    fit loses behind the activation, where the targets were made for that fit (see stats.Chain.visible).
     """
 
     layer: Layer
@@ -82,6 +83,7 @@ class Moments:
     yx: Array | None = None
     x: Array | None = None
     y: Array | None = None
+    left: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -128,6 +130,23 @@ class Moments:
     def power(self) -> Array:
         """Return the centred sum of squares of the target output [g, o]."""
         return self.variance_y * self.rows
+
+    def towards(self) -> Moments:
+        """Return the moments of the same inputs without targets: `retarget` adds them, batch by batch as before."""
+        return Moments(self.layer, 0, self.seen, self.sx, xx=self.xx, x=self.x)
+
+    def retarget(self, x: Array, y: Array, left: float) -> None:
+        """Add the targets y[g, r, o] of rows x[g, r, d] that are in the sums already, and what is left to lose."""
+        first = not self.rows
+        self.rows += x.shape[1]
+        sums = (y.sum(1), np.square(y).sum(1))
+        self.sy, self.yy = sums if first else (self.sy + sums[0], self.yy + sums[1])
+        self.left += left
+        if self.x is not None:
+            self.y = y if self.y is None else np.concatenate([self.y, y], 1)
+            return
+        yx = y.transpose(0, 2, 1) @ x
+        self.yx = yx if self.yx is None else self.yx + yx
 
     def add(self, x: Array, y: Array, seen: int, wide: bool) -> None:
         """Add rows x[g, r, d], y[g, r, o] out of `seen`; `wide` in the first call keeps the rows of all calls."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from ccompile import graph, runtime
-from ccompile.analysis import linear
+from ccompile.analysis import linear, saturation
 from ccompile.comparison import class_axis
 from ccompile.core import Array
 from ccompile.errors import PassError
@@ -88,10 +89,12 @@ class Calibration:
         target: Layer,
         kept: Array | None,
         minus: Array | None = None,
+        sight: Sight | None = None,
     ) -> None:
         """Add sampled rows of one batch: x of moments.layer, y of `target`, of whose channels `kept` are wanted.
 
-        minus: what an Add behind the layer will add to its output; it is taken off the target.
+        minus: what an Add behind the layer will add to its output; it is taken off the target. sight: only the targets
+        are added, as it sees them.
         """
         form = moments.layer
         count = linear.row_count(target, y.shape)
@@ -104,11 +107,13 @@ class Calibration:
         if kept is not None:
             flat = rows.transpose(1, 0, 2).reshape(len(picks), -1)[:, kept]
             rows = flat.reshape(len(picks), form.groups, form.out).transpose(1, 0, 2)
-        if minus is not None:
-            rows = rows - linear.output_rows(form, minus, picks)
+        other = linear.output_rows(form, minus, picks) if minus is not None else np.zeros(1)
         columns = linear.input_rows(form, x, y.shape, picks)
+        if sight is not None:
+            moments.retarget(columns, *sight.targets(columns, rows, other))
+            return
         wide = moments.x is not None if moments.rows else form.columns > min(self.cap, count * self.count)
-        moments.add(columns, rows, count, wide)
+        moments.add(columns, rows - other, count, wide)
 
     def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
         """Return a walk through the source, or another reference, and `model`, layer by layer."""
@@ -134,7 +139,7 @@ class Calibration:
         if base is None:
             return runtime.outputs_of(model, self._probes(), self.settings)
         if self._prefix is None or self._prefix.model is not base:
-            self._prefix = _Walker(base, self._probes, self.settings)
+            self._prefix = _Walker(base, self._probes, self.settings, self.ledger)
         start, nodes = first_change(base, model), list(model.graph)
         made = {output for node in nodes[start:] for output in node.outputs}
         read, known = ({str(v.name) for v in runtime.read_values(n[start:])} for n in (nodes, self._prefix.nodes))
@@ -202,6 +207,29 @@ def _log_probabilities(scores: Array, axis: int) -> Array:
     shifted = scores - scores.max(axis, keepdims=True)
     result: Array = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What an activation shows of a layer: `limits` outside which it forgets, and the fit (W[g, o, d], b[g, o]) so far.
+
+    Where the wanted value lies outside, any value outside does: the fit's own is taken as the target if it is, else
+    the limit. The least-squares fit to these targets loses no more behind the activation than the fit so far
+    (majorisation), where the fit to the wanted values themselves spends its freedom on what nobody sees.
+    Source: Zhang et al. 2015, arXiv:1505.06798 (nonlinear responses).
+    """
+
+    limits: tuple[float, float]
+    W: Array
+    b: Array
+
+    def targets(self, x: Array, wanted: Array, other: Array) -> tuple[Array, float]:
+        """Return targets [g, r, o] for rows x[g, r, d], less `other`, and what the fit loses behind the activation."""
+        low, high = self.limits
+        made = x @ self.W.transpose(0, 2, 1) + self.b[:, None] + other
+        seen = np.where(wanted <= low, np.minimum(made, low), np.where(wanted >= high, np.maximum(made, high), wanted))
+        left = float(np.square(np.clip(made, low, high) - np.clip(wanted, low, high)).sum())
+        return seen - other, left
 
 
 class _Walker:
@@ -285,16 +313,45 @@ class Chain:
         goal, other = self._goal(layer)
         self._reach(layer.name, goal)
         found = self.calibration.ledger.watch(Moments(layer))
+        self._add(found, goal, other, target, kept)
+        return found
+
+    def visible(
+        self, known: Moments, fit: tuple[Array, Array], target: Layer | None = None, kept: Array | None = None
+    ) -> Moments | None:
+        """Return the moments of the layer asked for last with targets as the activation behind it sees them.
+
+        known: its moments; fit: W[g, o, d], b[g, o] so far; see Sight. None where nothing is forgotten.
+        """
+        layer = known.layer
+        goal, other = self._goal(layer)
+        output = graph.node_named(self.current.model.graph, layer.name).outputs[0]
+        reader = graph.only_use(output)
+        limits = saturation.limits(reader.outputs[0] if other and reader is not None else output)
+        if limits is None:
+            return None
+        found = known.towards()
+        self._add(found, goal, other, target, kept, Sight(limits, *fit))
+        return found
+
+    def _add(
+        self,
+        found: Moments,
+        goal: str,
+        other: str,
+        target: Layer | None,
+        kept: Array | None,
+        sight: Sight | None = None,
+    ) -> None:
         triples = zip(
-            self.current.values(layer.input),
+            self.current.values(found.layer.input),
             self.source.values(goal),
             self.current.values(other) if other else itertools.repeat(None),
             strict=False,
         )
         for index, (x, y, minus) in enumerate(triples):
-            self.calibration.add(found, index, x, y, target or layer, kept, minus)
+            self.calibration.add(found, index, x, y, target or found.layer, kept, minus, sight)
         self.calibration.ledger.update()
-        return found
 
     def channels(self, node: str, value: str, target: str) -> ChannelMoments:
         """Return the moments per channel (axis 1) of what a node reads now, with the source's `target` as target.
