@@ -22,16 +22,20 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from ccompile import fitting, graph, impacts, stages
+from ccompile import fitting, graph, impacts, split_prices, stages
 from ccompile.analysis import linear
 from ccompile.core import Array, Budget, Choice, Compression, Kind, Share, Site, Skip, View
 from ccompile.errors import PassError
 from ccompile.fitting import Metric
 from ccompile.moments import Layer, Moments
 from ccompile.numerics import allocation
+from ccompile.split_prices import LEVELS, LayerPrice, cost_of
 from ccompile.stages import Stage
 
-LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.1, 0.05)  # shares of a layer's MACs that a curve tells
+__all__ = ["LEVELS", "Factors", "LayerPrice", "Split", "cost_of"]
+
+NO_RANK = "no rank costs less than the layer does"
+BEYOND = " would cost more than the layer does; it pays up to rank"
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +138,7 @@ class Split(Compression):
         if not graph.is_finite(weight):
             return "its weight is not finite"
         if self.statistics == "calibration" and (reason := fitting.refusal(node, form)):
-            return reason
+            return f"{reason}: `statistics: weights` splits it"
         if reason := self.unfit(form):
             return reason
         least = sum(math.prod(shape) for shape in self.shapes(form, 1))
@@ -183,20 +187,20 @@ class Split(Compression):
 
     def ranks(self, form: Layer, price: LayerPrice) -> list[int]:
         """Return the ranks that a curve tells, mildest first: all that may be asked for."""
-        wanted, most = self._wanted(form.name), self.most(form)
+        wanted = self._wanted(form.name)
         given = [] if wanted is None else [wanted]
         levels = given if (given or self.rank) and self.on_violation != "weaken" else [*LEVELS, *given]
-        ranks = {self._rank_of(share, form, price) for share in levels} | {min(self.rank or 0, most)}
-        return sorted(ranks - {0}, reverse=True)
+        ranks = {split_prices.rank_of(self, share, form, price) for share in levels}
+        if self.rank is not None and not given:
+            ranks.add(min(self.rank, self._break_even(form, price)))
+        return sorted(ranks - {0}, reverse=True) or [1]
 
-    def _rank_of(self, share: float, form: Layer, price: LayerPrice) -> int:
-        """Return the greatest rank that costs at most a share of the layer's multiply-adds; 0 when none does."""
-        low, high = 0, self.most(form)
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = price.macs_of(form.groups, self.shapes(form, middle)) <= share * price.macs
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
+    def _break_even(self, form: Layer, price: LayerPrice) -> int:
+        """Return the greatest rank that costs less than the layer does, in multiply-adds and parameters."""
+        rank = split_prices.rank_of(self, 1 - 1 / max(price.macs, 2), form, price)
+        while rank and sum(math.prod(shape) for shape in self.shapes(form, rank)) >= form.out * form.columns:
+            rank -= 1
+        return rank
 
     def _wanted(self, name: str) -> float | None:
         """Return the share of its multiply-adds that a layer is asked to keep, if any."""
@@ -249,44 +253,13 @@ class Split(Compression):
         return form
 
     def _prices(self, view: View) -> Mapping[str, LayerPrice]:
-        """Return what layers cost, whole and split: from the graph, and from copies in which all are split."""
-        return view.once(("prices", self.pass_name()), lambda: self._priced(view))
+        """Return what layers cost, whole and split."""
 
-    def _priced(self, view: View) -> dict[str, LayerPrice]:
-        forms = [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
-        if view.costs is None:
-            return {form.name: LayerPrice(1, 0.0, (1.0,)) for form in forms}
-        whole = view.costs.nodes(view.model)
-        found: dict[str, LayerPrice] = {}
-        per_stage, _ = self._trial(view, dict.fromkeys((form.name for form in forms), 1))
-        for form in forms:
-            macs, seconds = whole[form.name]
-            sizes = [form.groups * math.prod(shape) for shape in self.shapes(form, 1)]
-            positions = tuple(cost / size for cost, size in zip(per_stage[form.name], sizes, strict=True))
-            found[form.name] = LayerPrice(macs, seconds, positions)
-        points: dict[str, list[tuple[int, float]]] = {form.name: [] for form in forms}
-        for level in LEVELS[1::2]:
-            ranks = {form.name: max(1, self._rank_of(level, form, found[form.name])) for form in forms}
-            macs_of, seconds_of = self._trial(view, ranks)
-            for form in forms:
-                points[form.name].append((round(sum(macs_of[form.name])), seconds_of[form.name]))
-        return {name: price.measured(points[name]) for name, price in found.items()}
+        def compute() -> dict[str, LayerPrice]:
+            forms = [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
+            return split_prices.prices(self, forms, view)
 
-    def _trial(self, view: View, ranks: Mapping[str, int]) -> tuple[dict[str, list[int]], dict[str, float]]:
-        """Return the multiply-adds of each layer's stages, and their seconds, when all are split at these ranks."""
-        assert view.costs is not None
-        trial = graph.copy(view.model)
-        made: dict[str, list[str]] = {}
-        for name, rank in ranks.items():
-            node = graph.node_named(trial.graph, name)
-            form = linear.layer(node)
-            assert isinstance(form, Layer)
-            empty = [np.broadcast_to(np.float32(0), shape) for shape in self.shapes(form, rank)]
-            parts = stages.merged([self.stages(form, empty)] * form.groups)
-            made[name] = [str(node.name) for node in stages.put(node, form, parts, None)]
-        costs = view.costs.nodes(trial)
-        macs = {name: [costs[part][0] for part in parts] for name, parts in made.items()}
-        return macs, {name: sum(costs[part][1] for part in parts) for name, parts in made.items()}
+        return view.once(("prices", self.pass_name()), compute)
 
     # -------------------------------------------------------------------------------- how strong
 
@@ -298,23 +271,23 @@ class Split(Compression):
         """Return the mildest choice that costs what the options ask for, or the strongest that loses as little."""
         whole, rest = choices[0], choices[1:]
         name, wanted = site.nodes[0], self._wanted(site.nodes[0])
+        if wanted == 1:
+            return Skip(name, "all of it stays")
         if not rest:
-            return Skip(name, "no rank costs less than the layer does")
+            return Skip(name, NO_RANK)
         if wanted is not None:
-            if wanted == 1:
-                return Skip(name, "all of it stays")
             fitting_ = [choice for choice in rest if choice.macs <= wanted * whole.macs]
             return fitting_[0] if fitting_ else Skip(name, f"no rank costs only {wanted:.3g} of the layer")
         if self.rank is not None:
             fitting_ = [choice for choice in rest if choice.strength == self.rank]
-            return fitting_[0] if fitting_ else Skip(name, _break_even(self.rank, rest))
+            return fitting_[0] if fitting_ else Skip(name, f"rank {self.rank}{BEYOND} {rest[0].strength:g}")
         return self.within(site, choices, self.error or 0.0)
 
     def within(self, site: Site, choices: Sequence[Choice], error: float) -> Choice | Skip:
         """Return the cheapest choice that loses at most `error`, if the target gains from it."""
         whole, rest = choices[0], choices[1:]
         if not rest:
-            return Skip(site.nodes[0], "no rank costs less than the layer does")
+            return Skip(site.nodes[0], NO_RANK)
         fitting_ = [choice for choice in rest if choice.error <= error * (1 + 1e-9) + 1e-14]
         if not fitting_:
             mildest = rest[0]
@@ -330,22 +303,26 @@ class Split(Compression):
         if not isinstance(self.keep, Budget) or not curves:
             return super().plan(curves, view)
         assert view.costs is not None
-        (what, share), now = self.keep.given[0], view.costs.report(view.model)
+        sites, ((what, share),) = [site for site, _ in curves], self.keep.given
         allowed = [self._allowed(site, choices) for site, choices in curves]
-        costs = [np.array([cost_of(choice, what) for choice in choices]) for choices in allowed]
-        fixed = float(getattr(now, what)) - sum(cost_of(choices[0], what) for _, choices in curves)
-        limit = share * float(getattr(view.costs.source, what)) - fixed
-        errors = [self.impacts(site, choices, view) for (site, _), choices in zip(curves, allowed, strict=True)]
-        found = [allocation.Curve(error, cost) for error, cost in zip(errors, costs, strict=True)]
-        try:
-            options = allocation.allocate(found, limit)
-        except ValueError as error:
-            raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more layers.") from error
-        chosen = [choices[option] for choices, option in zip(allowed, options, strict=True)]
+        found = []
+        for site, choices in zip(sites, allowed, strict=True):
+            size = split_prices.itemsize(graph.node_named(view.graph, site.nodes[0]), self._form(view, site))
+            costs = np.array([cost_of(choice, what, size) for choice in choices])
+            found.append(allocation.Curve(self.impacts(site, choices, view), costs))
+        limit = share * float(getattr(view.costs.source, what)) - self._reserve(sites, what, view)
+        chosen = split_prices.spend(self, [site.nodes[0] for site in sites], allowed, found, (what, limit), view)
         return [
             choice if choice.strength else Skip(site.nodes[0], "the budget leaves it whole")
-            for (site, _), choice in zip(curves, chosen, strict=True)
+            for site, choice in zip(sites, chosen, strict=True)
         ]
+
+    def _reserve(self, sites: Sequence[Site], what: str, view: View) -> float:
+        """Return what biases may cost that fits give to layers without."""
+        if self.statistics == "weights":
+            return 0.0
+        known = fitting.forms(view.model)
+        return split_prices.biases(known if self.refit else [site.nodes[0] for site in sites], what, view)
 
     def _allowed(self, site: Site, choices: Sequence[Choice]) -> list[Choice]:
         wanted = self._wanted(site.nodes[0])
@@ -416,39 +393,8 @@ class Split(Compression):
             note = f"{goal.lost(What):.3g} of the output's power lost, {choice.error:.3g} predicted"
         label = f"rank {rank} of {self.most(form)}, {note}"
         bound = self.bound(node, form, rank) if goal is None else None
-        nodes = stages.put(node, form, stages.merged([group.stages for group in factors]), bias)
+        try:
+            nodes = stages.put(node, form, stages.merged([group.stages for group in factors]), bias)
+        except FloatingPointError as error:
+            raise PassError(str(error), hint="Leave the layer alone with `skip`.") from error
         return Site(tuple(str(made.name) for made in nodes), label, site.input, site.output, bound)
-
-
-@dataclass(frozen=True)
-class LayerPrice:
-    """What a layer costs whole, and split: output positions of each stage, and (multiply-adds, seconds) seen."""
-
-    macs: int
-    seconds: float
-    positions: tuple[float, ...]
-    points: tuple[tuple[int, float], ...] = ()
-
-    def measured(self, points: Sequence[tuple[int, float]]) -> LayerPrice:
-        """Return the price with what splits were estimated to take."""
-        return LayerPrice(self.macs, self.seconds, self.positions, tuple(sorted(set(points))))
-
-    def macs_of(self, groups: int, shapes: Sequence[tuple[int, ...]]) -> int:
-        """Return the multiply-adds of stages of those shapes."""
-        return round(groups * sum(n * math.prod(shape) for n, shape in zip(self.positions, shapes, strict=True)))
-
-    def seconds_of(self, macs: int) -> float:
-        """Return the estimated seconds, linear in the multiply-adds between what was seen."""
-        if not self.points:
-            return 0.0
-        x, y = np.array(self.points).T
-        return float(np.interp(macs, x, y))
-
-
-def cost_of(choice: Choice, what: str) -> float:
-    """Return a choice's cost in a budget's measure."""
-    return float(choice.params * 4 if what == "stored_bytes" else getattr(choice, what))
-
-
-def _break_even(rank: int, rest: Sequence[Choice]) -> str:
-    return f"rank {rank} would cost more than the layer does; it pays up to rank {rest[0].strength:g}"

@@ -39,23 +39,28 @@ def merged(per_group: Sequence[Sequence[Stage]]) -> list[Stage]:
 def put(node: ir.Node, form: Layer, stages: Sequence[Stage], bias: Array | None) -> list[ir.Node]:
     """Replace a Conv, Gemm or MatMul by its stages and return their nodes; weights take the old one's type.
 
-    bias[channels]: the last stage's; None leaves the one that the node has. A MatMul takes none.
+    bias[channels]: the last stage's; None leaves the one that the node has. A MatMul takes none. Raises
+    FloatingPointError, and changes nothing, when a weight is not finite in that type.
     """
     old = graph.constant(node.inputs[form.weight])
     assert old is not None
     main = node.graph
     assert isinstance(main, ir.Graph)
+    with np.errstate(all="ignore"):  # told below, as an error
+        weights = [stage.weight.astype(old.dtype) for stage in stages]
+        offset = None if bias is None else bias.astype(old.dtype)
+    if not all(graph.is_finite(array) for array in (*weights, *([] if offset is None else [offset]))):
+        raise FloatingPointError(f"the split weight of `{form.name}` is not finite in {old.dtype}")
     stem = str(node.inputs[form.weight].name)  # type: ignore[union-attr]
     value = node.inputs[1 - form.weight]
     last = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and (bias.any() or last is not None):
-        last = graph.add_constant(main, f"{stem}_bias", bias.astype(old.dtype))
+    if offset is not None and (offset.any() or last is not None):
+        last = graph.add_constant(main, f"{stem}_bias", offset)
     nodes: list[ir.Node] = []
-    for index, stage in enumerate(stages):
-        offset = last if index == len(stages) - 1 else None
-        weight = stage.weight.astype(old.dtype)
-        made = _stage(node, form, stage, weight, (value, offset, f"{stem}_{stage.letter}"), index == 0, stages)
-        if offset is not None and form.op == "Gemm" and bias is None:
+    for index, (stage, weight) in enumerate(zip(stages, weights, strict=True)):
+        added = last if index == len(stages) - 1 else None
+        made = _stage(node, form, stage, weight, (value, added, f"{stem}_{stage.letter}"), index == 0)
+        if added is not None and form.op == "Gemm" and bias is None:
             made.attributes["beta"] = ir.AttrFloat32("beta", float(graph.attribute(node, "beta", 1.0)))
         nodes.append(made)
         value = made.outputs[0]
@@ -70,7 +75,6 @@ def _stage(
     weight: Array,
     operands: tuple[ir.Value | None, ir.Value | None, str],
     first: bool,
-    stages: Sequence[Stage],
 ) -> ir.Node:
     value, offset, name = operands
     main = node.graph

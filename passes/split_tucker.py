@@ -48,7 +48,8 @@ class SplitTucker(Split):
         if self.sides == "input":
             return None
         inputs, outputs = tucker.rank_max(self._shape(form))
-        return max(1, min(outputs, round(rank * outputs / inputs), rank * form.taps))
+        least = -(-rank // form.taps)  # what the rank needs of outputs to be of use
+        return max(least, min(outputs, round(rank * outputs / inputs), rank * form.taps))
 
     def shapes(self, form: Layer, rank: int) -> list[tuple[int, ...]]:
         """Return the shapes of B, G and, with both sides, A."""

@@ -32,6 +32,7 @@ LAYERS = [
     ["ccompile.graph"],
     ["ccompile.analysis", "ccompile.analysis.*"],
     ["ccompile.surgery", "ccompile.fitting", "ccompile.importance", "ccompile.stages", "ccompile.impacts"],
+    ["ccompile.split_prices"],
     ["ccompile.splitting"],
     ["ccompile.passes", "ccompile.passes.*"],
     ["ccompile.registry", "ccompile.acting"],
