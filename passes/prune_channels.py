@@ -82,7 +82,11 @@ class PruneChannels(Compression):
 
     def sites(self, view: View) -> list[Site | Skip]:
         """Return the groups that may shrink, and why the others may not."""
-        found: list[Site | Skip] = []
+        found: list[Site | Skip] = [
+            Skip(str(node.name), f"linear layers in its subgraphs are left alone: {inner}")
+            for node in view.graph
+            if (inner := sum(n.op_type in graph.LINEAR for g in graph.subgraphs(node) for n in g.all_nodes()))
+        ]
         for group in view.ask(channels).groups:
             if group.pinned:
                 found += [Skip(skip.node, f"group `{group.name}`: {skip.reason}") for skip in group.pinned[:1]]

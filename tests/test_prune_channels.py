@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import builders
 import coupled
+import driver
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -20,8 +21,6 @@ from ccompile.numerics import obs
 from ccompile.passes.prune_channels import PruneChannels
 
 if TYPE_CHECKING:
-    import driver
-
     from ccompile.core import Array
 
 EXACT = 2e-5
@@ -379,6 +378,17 @@ def nodes_run(depth: int, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_what_is_run_grows_linearly_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     small, middle, large = (nodes_run(depth, monkeypatch) for depth in (10, 20, 40))
     assert large - middle == 2 * (middle - small) > 0
+
+
+def test_layers_in_subgraphs_are_left_alone_and_told() -> None:
+    net = """<float[4,3] w, float[4] b, bool flag = {1}>
+    { y = If (flag) <then_branch = t () => (p) { p = Gemm<transB = 1> (x, w, b) },
+                     else_branch = e () => (q) { k = Gemm<transB = 1> (x, w, b) q = Neg (k) }> }"""
+    model, _ = driver.model_of("g (float[N,3] x) => (float[N,4] y)" + net)
+    graph.name_nodes(model.graph)
+    assert skips(prune(model, keep=0.5)) == {
+        str(model.graph[0].name): "linear layers in its subgraphs are left alone: 2"
+    }
 
 
 # ---------------------------------------------------------------------------------------------- criteria
