@@ -220,11 +220,26 @@ def round_up(value: float, digits: int = 3) -> float:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """What was weighed at a site: a technique at a strength, what it loses there and of the outputs, and its cost.
+
+    `error` is the share of the site's power lost, `impact` what that does to the outputs, `cost` in the budget's unit.
+    """
+
+    technique: str
+    strength: float
+    error: float
+    impact: float
+    cost: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
 class Site:
     """A place where a pass acts or acted.
 
     `nodes` are node names. `input` and `output` name the values around it, so that the driver can measure the local
-    error |dy| / |x| on real inputs and hold it against `bound`.
+    error |dy| / |x| on real inputs and hold it against `bound`. `candidates`: what was weighed, cheapest first.
     """
 
     nodes: tuple[str, ...]
@@ -232,14 +247,16 @@ class Site:
     input: str = ""
     output: str = ""
     bound: float | None = None
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A node that a pass left alone, and why."""
+    """A node that a pass left alone, and why; `candidates`: what was weighed, cheapest first."""
 
     node: str
     reason: str
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -374,6 +391,7 @@ class View:
     costs: Costs | None = None
     executor: Executor = field(default_factory=InProcess)
     tell: Callable[[str], None] = lambda text: None
+    find: Callable[[str], type[Pass]] | None = None
     _answers: dict[Callable[..., Any], Any] = field(default_factory=dict)
     _results: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -447,6 +465,13 @@ class Pass(Declaration):
         'fold-batchnorm'
         """
         return cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    def members(self, find: Callable[[str], type[Pass]]) -> tuple[Pass, ...]:
+        """Return the passes that the options name, ready; `find` looks one up by name.
+
+        Raises ValueError, or what `find` raises, with what is wrong with them.
+        """
+        return ()
 
     def given(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, as plain data."""
@@ -527,6 +552,10 @@ class Compression(Pass):
     def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
         """Return what to do at each site: by default `pick`, site by site; a pass with a budget decides jointly."""
         return [self.pick(site, choices) for site, choices in curves]
+
+    def impacts(self, site: Site, choices: Sequence[Choice], view: View) -> Array:
+        """Return what each choice does to the outputs, comparable between sites and passes; by default its error."""
+        return np.array([choice.error for choice in choices])
 
     def eased(self, share: float) -> Self:
         """Return the step with a budget that is `share` of the way back to the source's cost; itself without one."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ccompile import __version__
-from ccompile.core import Comparison, CostReport, Site, Tolerance
+from ccompile.core import Candidate, Comparison, CostReport, Site, Skip, Tolerance
 from ccompile.data import DataSet
 from ccompile.errors import DataError
 from ccompile.sites import SiteError
@@ -67,6 +67,21 @@ class ComparisonRecord(Record):
         return cls(samples=comparison.samples, outputs=outputs, needed=comparison.needed)
 
 
+class CandidateRecord(Record):
+    """core.Candidate: a technique that was weighed at a site."""
+
+    technique: str
+    strength: float
+    error: float
+    impact: float
+    cost: float
+    chosen: bool = False
+
+
+def _candidates(found: Sequence[Candidate]) -> tuple[CandidateRecord, ...]:
+    return tuple(CandidateRecord(**vars(candidate)) for candidate in found)
+
+
 class SiteRecord(Record):
     """core.Site with what was measured there: |dy| / |x| against `bound`, and |dy| / |y|."""
 
@@ -75,6 +90,7 @@ class SiteRecord(Record):
     bound: float | None = None
     measured: float | None = None
     relative_error: float | None = None
+    candidates: tuple[CandidateRecord, ...] = ()
 
     @classmethod
     def of(cls, site: Site, error: SiteError | None, unmeasured: str) -> SiteRecord:
@@ -86,6 +102,7 @@ class SiteRecord(Record):
             bound=site.bound,
             measured=None if error is None else error.gain,
             relative_error=None if error is None else error.relative,
+            candidates=_candidates(site.candidates),
         )
 
 
@@ -94,6 +111,12 @@ class SkipRecord(Record):
 
     node: str
     reason: str
+    candidates: tuple[CandidateRecord, ...] = ()
+
+    @classmethod
+    def of(cls, skip: Skip) -> SkipRecord:
+        """Return the record of a node left alone."""
+        return cls(node=skip.node, reason=skip.reason, candidates=_candidates(skip.candidates))
 
 
 class CostRecord(Record):

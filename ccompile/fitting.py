@@ -139,6 +139,7 @@ class Goal:
     moments: Moments
     metrics: tuple[Metric, ...]
     old_bias: Array
+    ridge: float | None = None
 
     def bias(self, What: Array) -> Array:
         """Return the bias [g, o] that goes with a weight [g, o, d]: it keeps the targets' means."""
@@ -152,6 +153,20 @@ class Goal:
         return lost(self.moments, What, self.bias(What))
 
 
+def seen(goal: Goal, What: Array, was: Was, chain: Chain) -> tuple[Goal, float] | None:
+    """Return the goal towards what the activation behind the layer asked for last shows, and what What loses there.
+
+    What[g, o, d]: the structured weight so far. None where the activation, if any, shows all.
+    """
+    bias = goal.bias(What)
+    moments = chain.visible(goal.moments, (What, bias), was.layer, was.kept)
+    if moments is None:
+        return None
+    W = np.stack([metric.W for metric in goal.metrics])
+    better, _ = solve(moments, W, goal.bias(W), goal.ridge)
+    return Goal(moments, tuple(metrics(moments, better, goal.ridge)), goal.old_bias, goal.ridge), moments.left
+
+
 def goal(node: ir.Node, was: Was, chain: Chain, ridge: float | None) -> Goal:
     """Return what a structured weight of the layer is fitted to now; `was` says what the layer is in the source."""
     form = linear.layer(node)
@@ -161,7 +176,7 @@ def goal(node: ir.Node, was: Was, chain: Chain, ridge: float | None) -> Goal:
     assert b0 is not None
     W, b = solve(moments, W0, b0, ridge)
     best = W if lost(moments, W, b) <= lost(moments, W0, b0) else W0
-    return Goal(moments, tuple(metrics(moments, best, ridge)), b0)
+    return Goal(moments, tuple(metrics(moments, best, ridge)), b0, ridge)
 
 
 def metrics(moments: Moments, W: Array, ridge: float | None) -> list[Metric]:

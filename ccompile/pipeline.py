@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import __version__, contracts, cost, disk, graph, runtime
+from ccompile import __version__, contracts, cost, disk, graph, registry, runtime
 from ccompile import target as targets
 from ccompile.acting import act
 from ccompile.analysis.shapes import ValueType, infer
@@ -284,6 +284,7 @@ class _Run:
             _Costs(self),
             self.executor,
             self._tell,
+            registry.find,
             _results=known,
         )
         result = act(step, view, ease)
@@ -343,7 +344,7 @@ class _Run:
             reason=reason,
             weakened=attempt.eased,
             applied=tuple(sites),
-            skipped=tuple(SkipRecord(node=skip.node, reason=skip.reason) for skip in result.skipped),
+            skipped=tuple(SkipRecord.of(skip) for skip in result.skipped),
             against_previous=None if attempt.previous is None else ComparisonRecord.of(attempt.previous),
             against_source=None if attempt.source is None else ComparisonRecord.of(attempt.source),
             metrics=self._measure(state.outputs) if state is not None else {},

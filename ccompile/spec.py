@@ -182,7 +182,15 @@ def _step(document: Document, index: int, step: Any, problems: list[Problem]) ->
         message = f"the options of `{name}` are a mapping, not {shown(options)}"
         problems.append(document.problem(path, message, f"Write `- {name}: {{option: value}}`."))
         return None
-    return validated(known[name], document, path, problems, options)
+    found = validated(known[name], document, path, problems, options)
+    if found is not None:
+        try:
+            found.members(registry.find)
+        except CcompileError as error:
+            problems += [document.problem(path, problem.message, problem.hint) for problem in error.problems]
+        except ValueError as error:
+            problems.append(document.problem(path, str(error), ""))
+    return found
 
 
 def _order(document: Document, passes: Sequence[Pass]) -> Iterator[Problem]:

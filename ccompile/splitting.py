@@ -24,9 +24,9 @@ from pydantic import Field, model_validator
 
 from ccompile import fitting, graph, impacts, split_prices, stages
 from ccompile.analysis import linear
-from ccompile.core import Array, Budget, Choice, Compression, Kind, Share, Site, Skip, View
+from ccompile.core import Array, Budget, Chain, Choice, Compression, Kind, Share, Site, Skip, View
 from ccompile.errors import PassError
-from ccompile.fitting import Metric
+from ccompile.fitting import Metric, Was
 from ccompile.moments import Layer, Moments
 from ccompile.numerics import allocation
 from ccompile.split_prices import LEVELS, LayerPrice, cost_of
@@ -372,29 +372,66 @@ class Split(Compression):
         for node in list(view.graph):
             name = str(node.name)
             if name in chosen:
-                goal = None if chain is None else fitting.goal(node, was[name], chain, self.ridge)
-                found.append(self._split(node, *chosen[name], goal))
+                data = None if chain is None else (was[name], chain)
+                found.append(self.split(node, *chosen[name], data))
             elif found and chain is not None and self.refit and name in was:
                 fitting.refit_node(node, was[name], chain, self.ridge)
         view.changed()
         return found
 
-    def _split(self, node: ir.Node, site: Site, choice: Choice, goal: fitting.Goal | None) -> Site:
+    def stage_costs(self, site: Site, choice: Choice, what: str, view: View) -> tuple[float, ...]:
+        """Return what each stage of a choice costs in a budget's measure; seconds go by multiply-adds."""
+        form = self._form(view, site)
+        shapes, price = self.shapes(form, int(choice.strength)), self._prices(view)[form.name]
+        params = [form.groups * math.prod(shape) for shape in shapes]
+        macs = [n * size for n, size in zip(price.positions, params, strict=True)]
+        if what == "macs":
+            return tuple(macs)
+        if what == "seconds":
+            return tuple(choice.seconds * part / max(sum(macs), 1e-30) for part in macs)
+        size = split_prices.itemsize(graph.node_named(view.graph, form.name), form) if what == "stored_bytes" else 1
+        return tuple(float(count * size) for count in params)
+
+    def split(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain] | None) -> Site:
+        """Put the stages in the layer's place, fitted on a walk through the data, or without data to its weight.
+
+        data: what the layer was in the graph before, and the walk, which has come to it.
+        """
         form, rank = linear.layer(node), int(choice.strength)
         assert isinstance(form, Layer)
-        if goal is None:
-            W = linear.matrix(node, form)
-            factors = [self.fit(group, None, form, rank) for group in W]
+        if data is None:
+            factors = [self.fit(group, None, form, rank) for group in linear.matrix(node, form)]
             note, bias = f"{choice.error:.3g} of the weight's power lost", None
         else:
-            factors = [self.fit(metric.W, metric.H, form, rank) for metric in goal.metrics]
+            factors, goal = self._fitted(node, form, rank, *data)
             What = np.stack([group.composed for group in factors])
             bias = None if form.op == "MatMul" else goal.bias(What).reshape(-1)
             note = f"{goal.lost(What):.3g} of the output's power lost, {choice.error:.3g} predicted"
         label = f"rank {rank} of {self.most(form)}, {note}"
-        bound = self.bound(node, form, rank) if goal is None else None
+        bound = self.bound(node, form, rank) if data is None else None
         try:
             nodes = stages.put(node, form, stages.merged([group.stages for group in factors]), bias)
         except FloatingPointError as error:
             raise PassError(str(error), hint="Leave the layer alone with `skip`.") from error
         return Site(tuple(str(made.name) for made in nodes), label, site.input, site.output, bound)
+
+    def _fitted(
+        self, node: ir.Node, form: Layer, rank: int, was: Was, chain: Chain
+    ) -> tuple[list[Factors], fitting.Goal]:
+        """Return the split fitted to the outputs, then to what the activation behind shows of them if better."""
+        goal = fitting.goal(node, was, chain, self.ridge)
+        best, best_goal, least = self._to(goal, form, rank), goal, math.inf
+        factors = best
+        for _ in range(fitting.SIGHTS):
+            again = fitting.seen(goal, np.stack([group.composed for group in factors]), was, chain)
+            if again is None:
+                return best, best_goal
+            towards, left = again
+            if left >= least:
+                return best, best_goal
+            best, best_goal, least, goal = factors, goal, left, towards
+            factors = self._to(goal, form, rank)
+        return factors, goal
+
+    def _to(self, goal: fitting.Goal, form: Layer, rank: int) -> list[Factors]:
+        return [self.fit(metric.W, metric.H, form, rank) for metric in goal.metrics]

@@ -306,15 +306,12 @@ class PruneChannels(Compression):
 
     def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
         """Cut all groups at once, then refit every layer that reads them in topological order."""
-        found = {group.name: group for group in view.ask(channels).groups}
-        keeps = {found[site.nodes[0]]: self._keep(found[site.nodes[0]], choice, view) for site, choice in plan}
-        if not keeps:
+        if not plan:
             return []
+        found = {group.name: group for group in view.ask(channels).groups}
         said = "predicted error" if self.criterion == "reconstruction" else f"share of {self.criterion} lost"
         was, before = fitting.forms(view.model), graph.copy(view.model)
-        rows = _kept_rows(keeps, was)
-        touched = self._cut(view.model, keeps, view)
-        view.changed()
+        rows, touched = self.cut(plan, view)
         if self.refit != "none" and self.statistics == "calibration" and view.stats is not None:
             wanted = touched if self.refit == "readers" else _from_first(touched, was)
             goals = {name: Was(known.layer, rows.get(name)) for name, known in was.items()}
@@ -328,6 +325,30 @@ class PruneChannels(Compression):
             )
             for site, choice in plan
         ]
+
+    def cut(self, plan: Sequence[tuple[Site, Choice]], view: View) -> tuple[dict[str, Array], set[str]]:
+        """Cut all groups at once; return which output channels stay by layer, and the layers that read a cut."""
+        keeps = self.keeps(plan, view)
+        rows = _kept_rows(keeps, fitting.forms(view.model))
+        touched = self._cut(view.model, keeps, view)
+        view.changed()
+        return rows, touched
+
+    def keeps(self, plan: Sequence[tuple[Site, Choice]], view: View) -> dict[Group, Array]:
+        """Return which units of each group stay."""
+        found = {group.name: group for group in view.ask(channels).groups}
+        return {found[site.nodes[0]]: self._keep(found[site.nodes[0]], choice, view) for site, choice in plan}
+
+    def removal(self, site: Site, view: View) -> tuple[Group, Array]:
+        """Return the group of a site and the order in which its units go."""
+        group = view.ask(channels).named(site.nodes[0])
+        return group, self._order(group, view)[0]
+
+    def impacts(self, site: Site, choices: Sequence[Choice], view: View) -> Array:
+        """Return what each choice does to the outputs, measured by cutting this group alone at some levels."""
+        if not self.sensitivity or view.stats is None:
+            return super().impacts(site, choices, view)
+        return self._impacts(choices, view.ask(channels).named(site.nodes[0]), choices, view.stats, view)
 
     def _cut(self, model: ir.Model, keeps: Mapping[Group, Array], view: View) -> set[str]:
         """Repair the readers' weights for what they lose, then remove it; return the readers' names."""

@@ -55,11 +55,22 @@ def rows_of(form: Layer, kept: Array) -> Array:
 class Term:
     """A part of the cost that is a product over axes: `cost` at full size; axes[(free, {site: left}, total)].
 
-    left[k]: how many positions along the axis stay when k units of the site do.
+    left[k]: how many positions along the axis stay when k units of the site do. It is that of the constant which is
+    input `key`[1] of the node `key`[0], `numbers` are its axes.
     """
 
     cost: float
     axes: tuple[tuple[int, Mapping[int, Array], int], ...]
+    key: tuple[str, int] = ("", 0)
+    numbers: tuple[int, ...] = ()
+
+    def share(self, axis: int, counts: Array, align: Callable[[int], int] | None = None) -> Array:
+        """Return the share of the axes[axis] that stays for counts[m, site] units."""
+        free, sites, size = self.axes[axis]
+        left = np.full(len(counts), float(free))
+        for site, table in sites.items():
+            left += table[counts[:, site]]
+        return _stairs(left, size, align)
 
 
 def terms(
@@ -80,8 +91,13 @@ def terms(
             left[site] = _positions_left(member.unit, group.size, None if orders is None else orders[site])
             axes[key][member.axis] = (total, left)
     return [
-        Term(cost[key], tuple((total - round(sum(map(np.max, left.values()))), left, total) for total, left in known))
-        for key, known in ((key, found.values()) for key, found in axes.items())
+        Term(
+            cost[key],
+            tuple((total - round(sum(map(np.max, left.values()))), left, total) for total, left in known.values()),
+            key,
+            tuple(known),
+        )
+        for key, known in axes.items()
     ]
 
 
@@ -140,4 +156,14 @@ def weight_costs(model: ir.Model, groups: Sequence[Group], what: str) -> dict[tu
         array = graph.constant(value)
         if array is not None and array.ndim:
             found[key] = float(array.size if what == "params" else array.nbytes)
+    return found
+
+
+def layer_weights(model: ir.Model, layers: Sequence[Layer], what: str) -> dict[tuple[str, int], float]:
+    """Return elements or bytes of the weights of layers, by (node, input)."""
+    found: dict[tuple[str, int], float] = {}
+    for layer in layers:
+        array = graph.constant(graph.node_named(model.graph, layer.name).inputs[layer.weight])
+        if array is not None:
+            found[layer.name, layer.weight] = float(array.size if what == "params" else array.nbytes)
     return found

@@ -1,0 +1,279 @@
+"""Spend one budget over several techniques: each layer gets the one, at the strength, that loses least.
+
+For every layer and technique a curve strength -> error and cost is fitted, and what some of its points do to the
+outputs is measured with that layer alone compressed. Of a layer's points only those that no cheaper one beats are
+candidates; cuts of channel groups shrink the layers on both sides, whether these are split or not. The set of choices
+with the least sum of impacts within the budget is found by Lagrangian descent and local moves on the joint cost, then
+priced on the real graph. Cuts are made first; then, in topological order, each layer is split or refitted,
+
+    min E|Y - What X - b|^2   with the inputs X that the compressed graph makes and the outputs Y of the graph before.
+
+Fires:  where a technique of `among` does.
+Error:  measured on calibration data, per site and at the outputs.
+Cost:   the budget, of the source's macs, params, stored_bytes or seconds (estimated on the target).
+Source: Shoham and Gersho 1988; Chen et al. 2023 (BALF-like budgets over ranks); Frantar and Alistarh 2022,
+        arXiv:2201.13096 (SPDY); Zhang et al. 2015, arXiv:1505.06798 (sequential asymmetric fits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from pydantic import Field
+
+from ccompile import fitting, graph, split_prices, surgery
+from ccompile.analysis import linear
+from ccompile.core import Array, Budget, Candidate, Choice, Compression, Kind, Pass, Site, Skip, View
+from ccompile.errors import PassError
+from ccompile.fitting import Was
+from ccompile.joint import Cutter, JointCost, Option, Slot
+from ccompile.moments import Layer
+from ccompile.numerics import allocation
+from ccompile.splitting import Split
+
+Found = list[tuple[int, Site]]
+ROUNDS = 6  # most corrections of the plan after pricing it
+
+
+class Allocate(Compression):
+    """Options of allocate: a budget, and the techniques to spend it on."""
+
+    kind: ClassVar[Kind] = "lossy"
+    after: ClassVar[tuple[str, ...]] = ("fold-batchnorm",)
+
+    budget: Budget = Field(description="share of the source's macs, params, stored_bytes or seconds")
+    among: tuple[str | dict[str, dict[str, Any]], ...] = Field(
+        min_length=1, description="techniques: prune-channels and splits, by name or with options"
+    )
+    ridge: float | None = Field(
+        None, ge=0, le=1, description="ridge of all fits, relative to each column's variance; by default as samples ask"
+    )
+
+    def members(self, find: Callable[[str], type[Pass]]) -> tuple[Compression, ...]:
+        """Return the techniques, each ready to spend the budget. Raises ValueError for what is none."""
+        found: list[Compression] = []
+        for entry in self.among:
+            name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+            kind = find(name)
+            if not (issubclass(kind, Split) or (issubclass(kind, Compression) and hasattr(kind, "removal"))):
+                raise ValueError(f"`{name}` cannot share a budget: prune-channels and the splits can")
+            if "keep" in (options or {}):
+                raise ValueError(f"`{name}` in `among` takes no `keep`: the budget is the strength")
+            common = {"keep": self.budget.model_dump(exclude_none=True), "only": self.only, "skip": self.skip}
+            given = {name: value for name, value in common.items() if value} | dict(options or {})
+            found.append(kind.model_validate(given))
+        return tuple(found)
+
+    def _members(self, view: View) -> tuple[Compression, ...]:
+        assert view.find is not None
+        find = view.find
+        return view.once("members", lambda: self.members(find))
+
+    def sites(self, view: View) -> list[Site | Skip]:
+        """Return where any technique may act; a node that none can touch is left alone for the reason of the first."""
+        found: list[Site | Skip] = []
+        skips: dict[str, Skip] = {}
+        for index, member in enumerate(self._members(view)):
+            for site in member.sites(view):
+                if isinstance(site, Skip):
+                    skips.setdefault(site.node, replace(site, reason=f"{member.pass_name()}: {site.reason}"))
+                else:
+                    found.append(replace(site, note=str(index)))
+        taken = {site.nodes[0] for site in found if isinstance(site, Site)}
+        return found + [skip for name, skip in skips.items() if name not in taken]
+
+    def prepare(self, sites: Sequence[Site], view: View) -> None:
+        """Fit the curves of all techniques."""
+        for index, member in enumerate(self._members(view)):
+            member.prepare([site for site in sites if site.note == str(index)], view)
+
+    def choices(self, site: Site, view: View) -> list[Choice]:
+        """Return the curve of the technique that the site is of."""
+        return self._members(view)[int(site.note)].choices(site, view)
+
+    def eased(self, share: float) -> Self:
+        """Return the step with a budget that is `share` of the way back to the source's cost."""
+        return self.model_copy(update={"budget": self.budget.eased(share)})
+
+    # -------------------------------------------------------------------------------- the plan
+
+    def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
+        """Return what to do at each site of each technique."""
+        if not curves:
+            return []
+        assert view.costs is not None
+        ((what, share),) = self.budget.given
+        slots = self._slots(curves, what, view)
+        chosen = self._spend(slots, what, share * float(getattr(view.costs.source, what)), view)
+        taken = {id(option.site): option.choice for option in chosen}
+        view.remember(
+            "weighed", {slot.name: _weighed(slot, option) for slot, option in zip(slots, chosen, strict=True)}
+        )
+        left = {slot.name for slot, option in zip(slots, chosen, strict=True) if option is slot.options[0]}
+        found: list[Choice | Skip] = []
+        for site, _ in curves:
+            name = self._slot_of(site, view)
+            if name in left or id(site) not in taken:
+                reason = "the budget leaves it whole" if name in left else "another technique loses less"
+                found.append(Skip(site.nodes[0], f"{self._name(site, view)}: {reason}", _of(view, name)))
+            else:
+                found.append(taken[id(site)])
+        return found
+
+    def _name(self, site: Site, view: View) -> str:
+        return self._members(view)[int(site.note)].pass_name()
+
+    def _slot_of(self, site: Site, view: View) -> str:
+        """Return what a site decides on: a group of channels, or a layer."""
+        kind = "layer" if isinstance(self._members(view)[int(site.note)], Split) else "channels"
+        return f"{kind} {site.nodes[0]}"
+
+    def _slots(self, curves: Sequence[tuple[Site, Sequence[Choice]]], what: str, view: View) -> list[Slot]:
+        options: dict[str, list[Option]] = {}
+        facts: dict[str, dict[str, Any]] = {}
+        for number, (site, choices) in enumerate(curves):
+            view.tell(f"sensitivity {number + 1}/{len(curves)} curves")
+            index = int(site.note)
+            member, name = self._members(view)[index], self._slot_of(site, view)
+            impacts = member.impacts(site, choices, view)
+            mine = options.setdefault(name, [Option(member.pass_name(), site, choices[0], 0.0)])
+            if isinstance(member, Split):
+                form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
+                facts[name] = {"layer": form}
+                costs = [member.stage_costs(site, choice, what, view) for choice in choices[1:]]
+            else:
+                assert isinstance(member, Cutter)
+                group, order = member.removal(site, view)
+                facts[name] = {"group": group, "order": order}
+                costs = [()] * (len(choices) - 1)
+            rest = zip(choices[1:], impacts[1:], costs, strict=True)
+            mine += [Option(member.pass_name(), site, choice, float(impact), cost) for choice, impact, cost in rest]
+        return [Slot(name, _frontier(found), **facts[name]) for name, found in options.items()]
+
+    def _spend(self, slots: Sequence[Slot], what: str, limit: float, view: View) -> list[Option]:
+        """Return the option of each slot; the real graph, cut and split so, keeps the limit."""
+        cost = JointCost(slots, what, view)
+        errors = [np.array([option.impact for option in slot.options]) for slot in slots]
+        left = limit - split_prices.biases(fitting.forms(view.model), what, view)
+        for _ in range(ROUNDS):
+            try:
+                options = allocation.allocate_interacting(errors, cost, left)
+            except ValueError as error:
+                raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more.") from error
+            chosen = [slot.options[option] for slot, option in zip(slots, options, strict=True)]
+            over = self._priced(slots, chosen, what, view) - limit
+            if over <= 1e-9 * limit:
+                return chosen
+            left -= over
+        raise PassError(f"no choices were found within the budget of {what}", hint="Raise it.")
+
+    def _priced(self, slots: Sequence[Slot], chosen: Sequence[Option], what: str, view: View) -> float:
+        """Return what the graph costs when it is cut and split so."""
+        assert view.costs is not None
+        trial, members = graph.copy(view.model), {m.pass_name(): m for m in self._members(view)}
+        done = [o for slot, o in zip(slots, chosen, strict=True) if o is not slot.options[0]]
+        for option in done:
+            member = members[option.technique]
+            if isinstance(member, Split):
+                member.hollow(trial, option.site.nodes[0], int(option.choice.strength))
+        for cutter in members.values():
+            if isinstance(cutter, Cutter):
+                plan = [(o.site, o.choice) for o in done if o.technique == cutter.pass_name()]
+                surgery.remove(trial, cutter.keeps(plan, view))
+        return float(getattr(view.costs.report(trial), what))
+
+    # -------------------------------------------------------------------------------- the fit
+
+    def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
+        """Cut, then split and refit in topological order."""
+        if not plan:
+            return []
+        members = self._members(view)
+        cuts_ = [(site, choice) for site, choice in plan if not isinstance(members[int(site.note)], Split)]
+        splits = {site.nodes[0]: (site, choice) for site, choice in plan if isinstance(members[int(site.note)], Split)}
+        was, before = fitting.forms(view.model), graph.copy(view.model)
+        found = [self._cut_site(site, choice, view) for site, choice in cuts_]
+        rows: dict[str, Array] = {}
+        touched: set[str] = set()
+        if cuts_:
+            cutter = members[int(cuts_[0][0].note)]
+            assert isinstance(cutter, Cutter)
+            rows, touched = cutter.cut(cuts_, view)
+        if view.stats is None:
+            raise PassError(
+                "allocate fits to calibration data, and the spec gives none", hint="Give `data.calibration`."
+            )
+        chain, started = view.stats.chain(view.model, before), False
+        nodes = [node for node in view.graph if node.name in was]
+        for index, node in enumerate(nodes):
+            name = str(node.name)
+            started = started or name in splits or name in touched
+            if not started:
+                continue
+            view.tell(f"fit {index + 1}/{len(nodes)} layers")
+            goal_of = Was(was[name].layer, rows.get(name))
+            if name in splits:
+                site, choice = splits[name]
+                member = members[int(site.note)]
+                assert isinstance(member, Split)
+                made = member.split(node, site, _fitting(member, node, choice), (goal_of, chain))
+                note = f"{member.pass_name()}: {made.note}"
+                found.append(replace(made, note=note, candidates=_of(view, self._slot_of(site, view))))
+            else:
+                fitting.refit_node(node, goal_of, chain, self.ridge)
+        view.changed()
+        return found
+
+    def _cut_site(self, site: Site, choice: Choice, view: View) -> Site:
+        member = self._members(view)[int(site.note)]
+        assert isinstance(member, Cutter)
+        size = member.removal(site, view)[0].size
+        kept = f"{int(choice.strength)} of {size} units kept, predicted error {choice.error:.3g}"
+        return replace(site, note=f"{self._name(site, view)}: {kept}", candidates=_of(view, self._slot_of(site, view)))
+
+
+def _fitting(member: Split, node: Any, choice: Choice) -> Choice:
+    """Return the choice at a rank that the layer still has after cuts."""
+    form = linear.layer(node)
+    assert isinstance(form, Layer)
+    return replace(choice, strength=float(min(int(choice.strength), member.most(form))))
+
+
+def _frontier(options: Sequence[Option]) -> tuple[Option, ...]:
+    """Return the first option, and those that no cheaper or equal one beats, mildest first; cuts stay as they are."""
+    whole, rest = options[0], options[1:]
+    if not any(option.stages for option in rest):
+        return tuple(options)
+    kept: list[Option] = []
+    for option in sorted(rest, key=lambda o: (sum(o.stages), o.impact, o.technique)):
+        if not kept or option.impact < kept[-1].impact:
+            kept.append(option)
+    return whole, *kept[::-1]
+
+
+def _weighed(slot: Slot, chosen: Option) -> tuple[Option, ...]:
+    return (chosen, *slot.options)
+
+
+def _of(view: View, name: str) -> tuple[Candidate, ...]:
+    """Return what was weighed at a slot, as the evidence tells it, cheapest first."""
+    nothing: dict[str, tuple[Option, ...]] = {}
+    weighed = view.once("weighed", lambda: nothing).get(name)
+    if not weighed:
+        return ()
+    chosen, *options = weighed
+    found = [
+        Candidate(
+            option.technique if index else "none",
+            option.choice.strength,
+            option.choice.error,
+            option.impact,
+            sum(option.stages) if option.stages else float(option.choice.macs),
+            option is chosen,
+        )
+        for index, option in enumerate(options)
+    ]
+    return tuple(sorted(found, key=lambda candidate: candidate.cost))
