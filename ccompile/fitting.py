@@ -183,7 +183,7 @@ def metrics(moments: Moments, W: Array, ridge: float | None) -> list[Metric]:
     """Return the metric of each group around W[g, o, d]: the Gram matrix, centred where a bias takes the mean.
 
     Its diagonal carries the ridge, relative to each column's variance: what a structure moves away from W is paid for
-    as the fit that found W was.
+    as the fit that found W was, and `power` is measured likewise, so that what is lost of it is a share.
     """
     centred = moments.layer.op != "MatMul"
     grams = moments.centred()[0] if centred else _gram(moments)
@@ -191,8 +191,8 @@ def metrics(moments: Moments, W: Array, ridge: float | None) -> list[Metric]:
     for group, H in zip(W, grams, strict=True):
         R, scale = shrinkage.standardised(H)
         chosen = shrinkage.ridge_of(R, moments.rows) if ridge is None else ridge
-        power = float(((group @ H) * group).sum())
-        found.append(Metric(group, H + np.diag(chosen * np.square(scale) * R.diagonal()), power))
+        H = H + np.diag(chosen * np.square(scale) * R.diagonal())
+        found.append(Metric(group, H, float(((group @ H) * group).sum())))
     return found
 
 

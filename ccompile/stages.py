@@ -101,14 +101,12 @@ def _geometry(node: ir.Node, form: Layer, stage: Stage, first: bool) -> dict[str
     found: dict[str, graph.Attribute] = {"kernel_shape": kernel} if kernel else {}
     if stage.groups > 1:
         found["group"] = stage.groups
-    if any(mine):
-        for name, plain in (("strides", form.strides), ("dilations", form.dilations)):
-            if name in node.attributes:
-                found[name] = [plain[axis] if mine[axis] else 1 for axis in axes]
-        if "pads" in node.attributes:
-            found["pads"] = [
-                form.pads[end * len(kernel) + axis] if mine[axis] else 0 for end in (0, 1) for axis in axes
-            ]
-        if form.auto_pad not in ("NOTSET", ""):
-            found["auto_pad"] = form.auto_pad
+    for name, plain in (("strides", form.strides), ("dilations", form.dilations)):
+        if any(plain[axis] != 1 for axis in axes if mine[axis]):
+            found[name] = [plain[axis] if mine[axis] else 1 for axis in axes]
+    pads = [form.pads[end * len(kernel) + axis] if mine[axis] else 0 for end in (0, 1) for axis in axes]
+    if any(pads):
+        found["pads"] = pads
+    if any(mine) and form.auto_pad not in ("NOTSET", ""):
+        found["auto_pad"] = form.auto_pad
     return found

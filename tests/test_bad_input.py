@@ -25,7 +25,7 @@ from ccompile import graph, spec
 from ccompile.errors import CcompileError
 
 OLD = b"the previous output"
-SVD = {"split-svd": {"only": ["/head/hidden"], "rank": 2, "tolerance": {"argmax": 0.999}}}
+SVD = {"split-svd": {"statistics": "weights", "only": ["/head/hidden"], "rank": 2, "tolerance": {"argmax": 0.999}}}
 
 
 def compiled(run: Run, folder: Path, code: int, said: str, *extra: object, spec_name: str = "tidy.yaml") -> str:

@@ -99,7 +99,7 @@ def test_verbose_lists_every_site_and_every_skip_with_its_reason(digits: Path, r
     for index, name, skip in skips:
         assert skip["reason"]
         assert f"step {index} {name}: left alone {skip['node']}: {skip['reason']}" in out
-    assert "step 3 split-svd: /head/hidden/V, /head/hidden/U: rank 19" in out
+    assert "step 3 split-svd: /head/hidden/V, /head/hidden/U: rank 10 of 64" in out
 
 
 @pytest.mark.parametrize("changes", [{}, {"NO_COLOR": "1"}, {"TERM": "xterm-256color", "COLORTERM": "truecolor"}])

@@ -23,7 +23,9 @@ OPTIONS: dict[str, dict[str, object]] = {
     "merge-neurons": {"amount": 0.3},
     "prune-channels": {"keep": 0.5},
     "repair": {},
-    "split-svd": {"energy": 0.6},
+    "split-spatial": {"keep": 0.6},
+    "split-svd": {"keep": 0.6},
+    "split-tucker": {"keep": 0.6},
     "tidy-graph": {},
 }
 # Passes that find nothing to do in a net of the zoo; every other pair must act, or the net tests nothing.
@@ -32,7 +34,9 @@ IDLE = {
     "merge-neurons": set(builders.ZOO) - {"mlp", "residual", "open"},
     "prune-channels": {"shared_weights", "capturing", "quantised"},
     "repair": set(builders.ZOO),  # it has the source before it: tests/test_repair.py damages it first
+    "split-spatial": set(builders.ZOO) - {"conv_bn", "grouped", "residual", "open"},
     "split-svd": {"shared_weights", "upsampling"},
+    "split-tucker": set(builders.ZOO) - {"conv_bn", "grouped", "residual", "open"},
     "tidy-graph": set(builders.ZOO) - {"open", "transformer"},
 }
 PASSES = sorted(registry.passes())

@@ -96,6 +96,11 @@ def labelled(folder: Path, model: ir.Model, samples: int = 64) -> dict[str, Any]
     return {"verification": {"npz": "data.npz", "labels": "label"}}
 
 
+def svd(**options: Any) -> dict[str, dict[str, Any]]:
+    """A step that changes outputs and needs no calibration data."""
+    return {"split-svd": {"statistics": "weights", **options}}
+
+
 # ---------------------------------------------------------------------------------------------- contracts
 
 
@@ -103,7 +108,7 @@ def labelled(folder: Path, model: ir.Model, samples: int = 64) -> dict[str, Any]
     "tolerance", [{"relative_l2": 1e-9}, {"atol": 1e-9}, {"cosine": 1}, {"rtol": 0.01}, {"atol": 0, "cosine": 0.999999}]
 )
 def test_a_broken_contract_writes_nothing_and_its_advice_passes(tmp_path: Path, tolerance: dict[str, float]) -> None:
-    step: dict[str, Any] = {"rank": 3, "only": ["fc1"], "tolerance": tolerance}
+    step: dict[str, Any] = {"statistics": "weights", "rank": 3, "only": ["fc1"], "tolerance": tolerance}
     evidence = run(tmp_path, builders.mlp(0), [{"split-svd": step}])
     assert failed_without_output(evidence, tmp_path)
     assert "output `fc3_out` left its tolerance" in evidence.reason
@@ -116,7 +121,7 @@ def test_a_broken_contract_writes_nothing_and_its_advice_passes(tmp_path: Path, 
 
 
 def test_a_held_contract_writes_the_model(tmp_path: Path) -> None:
-    evidence = run(tmp_path, builders.mlp(0), [{"split-svd": {"rank": 3, "tolerance": {"relative_l2": 10}}}])
+    evidence = run(tmp_path, builders.mlp(0), [svd(rank=3, tolerance={"relative_l2": 10})])
     assert evidence.verdict == "ok"
     assert written(tmp_path) == {"out.onnx", "out.onnx.evidence.json"}
     assert [step.verdict for step in evidence.steps] == ["kept"]
@@ -171,13 +176,13 @@ def test_outputs_that_are_nan_on_every_sample_cannot_be_judged(tmp_path: Path, m
 
 
 def test_steps_after_a_failure_do_not_run(tmp_path: Path) -> None:
-    step = {"split-svd": {"rank": 1, "tolerance": {"relative_l2": 1e-9}}}
+    step = svd(rank=1, tolerance={"relative_l2": 1e-9})
     assert len(run(tmp_path, builders.mlp(0), [step, "tidy-graph"]).steps) == 1
 
 
 def test_a_reverted_step_leaves_the_graph_and_the_rest_goes_on(tmp_path: Path) -> None:
-    bad = {"split-svd": {"rank": 1, "tolerance": {"relative_l2": 1e-9}, "on_violation": "revert"}}
-    good = {"split-svd": {"rank": 4, "only": ["fc2"], "tolerance": {"relative_l2": 10}}}
+    bad = svd(rank=1, tolerance={"relative_l2": 1e-9}, on_violation="revert")
+    good = svd(rank=4, only=["fc2"], tolerance={"relative_l2": 10})
     evidence = run(tmp_path, builders.mlp(0), [bad, good])
     assert evidence.verdict == "ok"
     assert [step.verdict for step in evidence.steps] == ["reverted", "kept"]
@@ -387,7 +392,7 @@ ACCURACY = [("atol", 100, 1e-9), ("rtol", 1e6, 1e-9), ("relative_l2", 100, 1e-9)
 
 @pytest.mark.parametrize(("name", "loose", "strict"), ACCURACY)
 def test_each_accuracy_gate_holds_and_breaks(tmp_path: Path, name: str, loose: float, strict: float) -> None:
-    step, data = {"split-svd": {"rank": 1}}, {"verification": {"synthetic": {}, "samples": 64}}
+    step, data = svd(rank=1), {"verification": {"synthetic": {}, "samples": 64}}
     for limit, verdict in ((loose, "ok"), (strict, "failed")):
         evidence = run(tmp_path, builders.mlp(0), [step], data, gates={name: limit})
         assert evidence.verdict == verdict, evidence.reason
@@ -410,7 +415,7 @@ def deciding(also_scores: bool = False) -> ir.Model:
     return net.model(decided, *([scores] if also_scores else []))
 
 
-ONE_RANK: dict[str, Any] = {"split-svd": {"rank": 3, "only": ["fc"]}}
+ONE_RANK = svd(rank=3, only=["fc"])
 
 
 @pytest.mark.parametrize(("limit", "verdict"), [(0.1, "ok"), (1.0, "failed")])
@@ -472,7 +477,7 @@ def test_an_argmax_gate_needs_company_where_one_output_has_no_classes(
 def test_metric_gates_hold_and_break(tmp_path: Path, gate: dict[str, float], verdict: str) -> None:
     model = builders.mlp(0)
     data = labelled(tmp_path, model)
-    evidence = run(tmp_path, model, [{"split-svd": {"rank": 1}}], data, gates={"metric": {"top1": gate}})
+    evidence = run(tmp_path, model, [svd(rank=1)], data, gates={"metric": {"top1": gate}})
     assert evidence.source_metrics == {"top1": 1}
     assert evidence.verdict == verdict, evidence.reason
     value = evidence.steps[0].metrics["top1"]
@@ -559,7 +564,7 @@ def test_an_op_that_the_target_lacks_is_named_and_nothing_is_written(tmp_path: P
 
 
 def test_an_only_that_names_nothing_is_refused(tmp_path: Path) -> None:
-    step = {"split-svd": {"rank": 2, "only": ["/fc*"], "tolerance": {"relative_l2": 10}}}
+    step = svd(rank=2, only=["/fc*"], tolerance={"relative_l2": 10})
     with pytest.raises(PassError, match="names no node") as caught:
         run(tmp_path, builders.mlp(0), [step])
     assert "fc1" in caught.value.problems[0].hint
@@ -602,7 +607,7 @@ def test_metadata_texts_and_opsets_of_the_source_stay(tmp_path: Path) -> None:
     proto.doc_string, proto.producer_name, proto.domain, proto.model_version = "words", "tool", "org", 7
     proto.graph.doc_string, proto.graph.node[0].doc_string = "graph words", "node words"
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    run(tmp_path, proto, [{"split-svd": {"rank": 3, "only": ["fc2"], "tolerance": {"relative_l2": 10}}}])
+    run(tmp_path, proto, [svd(rank=3, only=["fc2"], tolerance={"relative_l2": 10})])
     after = onnx.load(tmp_path / "out.onnx")
     for name in ("doc_string", "producer_name", "domain", "model_version", "ir_version", "opset_import"):
         assert getattr(after, name) == getattr(proto, name), name
@@ -638,7 +643,7 @@ def test_an_output_that_is_empty_in_the_first_batch_only_is_reproduced(tmp_path:
 
 
 def test_dumped_steps_load_and_show_each_step(tmp_path: Path) -> None:
-    steps = ["fold-batchnorm", {"split-svd": {"rank": 3, "only": ["fc2"], "tolerance": {"relative_l2": 10}}}]
+    steps = ["fold-batchnorm", svd(rank=3, only=["fc2"], tolerance={"relative_l2": 10})]
     run(tmp_path, builders.mlp(0), steps, dump=tmp_path / "steps")
     files = sorted((tmp_path / "steps").iterdir())
     assert [path.name for path in files] == ["01-fold-batchnorm.onnx", "02-split-svd.onnx"]
@@ -659,7 +664,7 @@ def test_a_failed_step_is_dumped_as_well(
 
 
 def test_evidence_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    step = {"split-svd": {"rank": 3, "tolerance": {"relative_l2": 10}}}
+    step = svd(rank=3, tolerance={"relative_l2": 10})
     evidence = run(tmp_path, builders.mlp(0), [step], gates={"params": 1, "argmax": 0})
     path = tmp_path / "out.onnx.evidence.json"
     assert path.read_text() == evidence.text()
@@ -667,7 +672,7 @@ def test_evidence_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_equal_inputs_give_equal_bytes_but_for_the_timing(tmp_path: Path) -> None:
-    step = {"split-svd": {"rank": 3, "tolerance": {"relative_l2": 10}}}
+    step = svd(rank=3, tolerance={"relative_l2": 10})
     texts, models = [], []
     for _ in range(2):
         evidence = run(tmp_path, builders.mlp(0), [step])

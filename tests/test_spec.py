@@ -117,13 +117,13 @@ def test_names_of_any_script_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("option", "place", "limits", "meaning"),
     [
-        ("energy: 3", "s:3:25", "> 0 and <= 1", "share of the squared spectrum"),
-        ("energy: 0", "s:3:25", "> 0 and <= 1", "share of the squared spectrum"),
+        ("energy: 3", "s:3:25", "> 0 and <= 1", "share of the output's power kept"),
+        ("energy: 0", "s:3:25", "> 0 and <= 1", "share of the output's power kept"),
         ("rank: 0", "s:3:23", ">= 1", "rank kept at every site"),
-        ("error: 1", "s:3:24", ">= 0 and < 1", "relative error"),
-        ("energy: .nan", "s:3:25", "finite", "share of the squared spectrum"),
-        ("error: -.inf", "s:3:24", "finite", "relative error"),
-        ("energy: x", "s:3:25", "valid number", "share of the squared spectrum"),
+        ("error: 1", "s:3:24", ">= 0 and < 1", "share of a layer's output power"),
+        ("energy: .nan", "s:3:25", "finite", "share of the output's power kept"),
+        ("error: -.inf", "s:3:24", "finite", "share of a layer's output power"),
+        ("energy: x", "s:3:25", "valid number", "share of the output's power kept"),
         ("rank: 1.5", "s:3:23", "valid integer", "rank kept at every site"),
         ("rank: yes", "s:3:23", "unless they are quoted", "rank kept at every site"),
         ("rank: [1]", "s:3:23", "got a list", "rank kept at every site"),
@@ -195,7 +195,7 @@ def test_gates_with_everything_commented_out_are_no_gates() -> None:
 
 def test_contradictory_options_are_refused() -> None:
     found = only_error(SVD % "rank: 2, energy: 0.5")
-    assert found.startswith("s:3:16: passes[0].split-svd: give exactly one of `rank`, `energy` and `error`")
+    assert found.startswith("s:3:16: passes[0].split-svd: give exactly one of `keep`, `error`, `rank` and `energy`")
 
 
 def test_missing_key_of_an_inline_target_is_named() -> None:

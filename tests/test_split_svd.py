@@ -9,7 +9,7 @@ import pytest
 from builders import Net
 from pydantic import ValidationError
 
-from ccompile.core import Array, Choice, Site, Skip
+from ccompile.core import Array, Choice, Site
 from ccompile.passes.split_svd import SplitSvd
 from ccompile.runtime import Settings
 from ccompile.sites import site_errors
@@ -19,12 +19,16 @@ SITE = Site(("fc",))
 
 
 def curve(o: int = 40, i: int = 30) -> list[Choice]:
-    """Return the choices of a matrix with SPECTRUM and zeros behind it."""
+    """Return the choices of a matrix with SPECTRUM and zeros behind it: the whole, then the ranks that cost less."""
     squares = np.square(np.concatenate([SPECTRUM, np.zeros(min(o, i) - len(SPECTRUM))]))
-    return [
-        Choice(r, float(np.sqrt(squares[r:].sum() / squares.sum())), r * (o + i), r * (o + i))
-        for r in range(min(o, i), 0, -1)
-    ]
+    lost = [float(squares[r:].sum() / squares.sum()) for r in range(min(o, i) + 1)]
+    paying = range((o * i - 1) // (o + i), 0, -1)
+    return [Choice(0, 0.0, o * i, o * i), *(Choice(r, lost[r], r * (o + i), r * (o + i)) for r in paying)]
+
+
+def weights(**options: float) -> SplitSvd:
+    """Return a step that needs no data."""
+    return SplitSvd.model_validate({"statistics": "weights", **options})
 
 
 def layer(W: Array, op: str = "MatMul") -> ir.Model:
@@ -59,8 +63,8 @@ def test_an_energy_is_a_share_of_the_squared_spectrum(energy: float, picked: int
     assert chosen.strength == picked
 
 
-@pytest.mark.parametrize(("error", "picked"), [(0.9, 1), (0.5, 1), (0.25, 2), (0.12, 4), (0.0, 6)])
-def test_an_error_is_relative_to_the_weight(error: float, picked: int) -> None:
+@pytest.mark.parametrize(("error", "picked"), [(0.9, 1), (0.25, 1), (0.0625, 2), (0.0144, 4), (0.0, 6)])
+def test_an_error_is_a_share_of_the_power(error: float, picked: int) -> None:
     chosen = SplitSvd(error=error).pick(SITE, curve())
     assert isinstance(chosen, Choice)
     assert chosen.strength == picked
@@ -69,36 +73,45 @@ def test_an_error_is_relative_to_the_weight(error: float, picked: int) -> None:
 
 def test_energy_and_error_agree() -> None:
     for share in (0.1, 0.3, 0.6, 0.9, 0.99, 0.9999):
-        assert SplitSvd(energy=share).pick(SITE, curve()) == SplitSvd(error=np.sqrt(1 - share)).pick(SITE, curve())
+        assert SplitSvd(energy=share).pick(SITE, curve()) == SplitSvd(error=1 - share).pick(SITE, curve())
 
 
 @pytest.mark.parametrize(("o", "i"), [(40, 30), (30, 40), (8, 6), (64, 2), (7, 7), (4, 4), (12, 6)])
 def test_what_saves_nothing_is_refused_from_break_even_on(o: int, i: int) -> None:
-    choices = [Choice(r, 0.0, r * (o + i), r * (o + i)) for r in range(min(o, i), 0, -1)]
+    W = np.random.default_rng(0).standard_normal((i, o)).astype(np.float32)
     for rank in range(1, min(o, i) + 1):
-        chosen = SplitSvd(rank=rank).pick(SITE, choices)
-        assert isinstance(chosen, Choice) == (rank * (o + i) < o * i)
-        if isinstance(chosen, Skip):
-            assert f"up to rank {(o * i - 1) // (o + i)}" in chosen.reason
+        run = driver.run_step(weights(rank=rank), layer(W))
+        assert run.result is not None
+        assert bool(run.result.applied) == (rank * (o + i) < o * i)
+        for skip in run.result.skipped:
+            assert f"rank {rank} would cost more than the layer does" in skip.reason
+            assert skip.reason.endswith(f"it pays up to rank {(o * i - 1) // (o + i)}")
 
 
-@pytest.mark.parametrize("options", [{}, {"rank": 2, "energy": 0.5}, {"rank": 2, "energy": 0.5, "error": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"rank": 2, "energy": 0.5}, {"keep": 0.5, "rank": 2}, {"rank": 2, "energy": 0.5, "error": 0.1}]
+)
 def test_exactly_one_strength_is_asked_for(options: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="exactly one"):
         SplitSvd.model_validate(options)
 
 
-@pytest.mark.parametrize("options", [{"rank": 0}, {"energy": 0.0}, {"energy": 1.5}, {"error": -0.1}, {"error": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"rank": 0}, {"energy": 0.0}, {"energy": 1.5}, {"error": -0.1}, {"error": 1.0}, {"keep": 0}]
+)
 def test_a_strength_out_of_range_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         SplitSvd.model_validate(options)
 
 
-def test_a_planted_rank_is_found_in_the_model() -> None:
-    W, _, _ = planted(SPECTRUM[:3])
-    record = driver.run_step(SplitSvd(error=1e-5), layer(W.astype(np.float32))).record
+@pytest.mark.parametrize("statistics", ["weights", "calibration"])
+@pytest.mark.parametrize("strength", [{"error": 1e-9}, {"energy": 1 - 1e-9}])
+def test_a_planted_rank_is_found_in_the_model(statistics: str, strength: dict[str, float]) -> None:
+    W, _, _ = planted(SPECTRUM[:3], 200, 180)
+    step = SplitSvd.model_validate({"statistics": statistics, **strength})
+    record = driver.run_step(step, layer(W.astype(np.float32))).record
     assert record.verdict == "kept"
-    assert [site.note.split(",")[0] for site in record.applied] == ["rank 3 of 10"]
+    assert [site.note.split(",")[0] for site in record.applied] == ["rank 3 of 180"]
     assert record.against_previous is not None
     assert record.against_previous.outputs[0].relative_l2 == pytest.approx(0, abs=1e-6)
 
@@ -127,7 +140,7 @@ def test_a_layer_of_low_rank_computes_what_it_did(form: str) -> None:
     shape = weight.const_value.numpy().shape
     W = planted(SPECTRUM[:2], shape[1], shape[0])[0].astype(np.float32).reshape(shape)
     weight.const_value = ir.Tensor(W, name="w")
-    record = driver.run_step(SplitSvd(rank=2), model).record
+    record = driver.run_step(weights(rank=2), model).record
     assert record.verdict == "kept", record.reason
     assert len(record.applied) == 1
     assert record.applied[0].measured is not None
@@ -141,7 +154,7 @@ def test_the_bound_holds_on_any_input_and_is_reached_on_the_worst(rank: int) -> 
     W, left, _ = planted(SPECTRUM)
     model = layer(W.astype(np.float32))
     drawn = np.random.default_rng(1).standard_normal((7, 10)).astype(np.float32)
-    run = driver.run_step(SplitSvd(rank=rank), model)
+    run = driver.run_step(weights(rank=rank), model)
     assert run.result is not None
     (site,) = run.result.applied
     assert site.bound == pytest.approx(SPECTRUM[rank], rel=1e-4)
@@ -159,7 +172,7 @@ def test_the_bound_holds_on_any_input_and_is_reached_on_the_worst(rank: int) -> 
 @pytest.mark.parametrize("size", [12, 120])
 def test_rounding_alone_does_not_break_the_bound(dtype: type, scale: float, size: int) -> None:
     W, _, _ = planted(scale * SPECTRUM[:3], size, size)
-    record = driver.run_step(SplitSvd(rank=3), layer(W.astype(dtype))).record
+    record = driver.run_step(weights(rank=3), layer(W.astype(dtype))).record
     assert record.verdict == "kept", record.reason
     (site,) = record.applied
     assert site.bound is not None
@@ -167,10 +180,19 @@ def test_rounding_alone_does_not_break_the_bound(dtype: type, scale: float, size
     assert site.bound <= 9 * float(np.finfo(dtype).eps) * scale * float(np.linalg.norm(SPECTRUM)) * np.sqrt(size)
 
 
+def test_a_bound_is_stated_only_without_data_and_of_dense_layers() -> None:
+    W, _, _ = planted(SPECTRUM)
+    fitted = driver.run_step(SplitSvd(rank=2), layer(W.astype(np.float32))).record
+    assert [site.bound for site in fitted.applied] == [None]
+    text = "g (float[N,4,H,W] x) => (float[N,6,A,B] y) <float[6,4,3,3] w> { [conv] y = Conv (x, w) }"
+    convolved = driver.run_step(weights(rank=2), driver.model_of(text)[0]).record
+    assert [site.bound for site in convolved.applied] == [None]
+
+
 def test_a_wrong_bound_is_noticed() -> None:
     W, left, _ = planted(SPECTRUM)
     model = layer(W.astype(np.float32))
-    run = driver.run_step(SplitSvd(rank=1), model)
+    run = driver.run_step(weights(rank=1), model)
     assert run.result is not None
     (site,) = run.result.applied
     lie = Site(site.nodes, site.note, site.input, site.output, SPECTRUM[1] / 2)
