@@ -186,13 +186,16 @@ def _split_costs(scheme: Scheme, ranks: Mapping[str, int], view: View) -> tuple[
 def _trial(scheme: Scheme, ranks: Mapping[str, int], view: View) -> tuple[ir.Model, dict[str, list[str]]]:
     """Return a copy of the graph with layers split into zeros, and the names of each one's nodes."""
     trial = graph.copy(view.model)
-    made: dict[str, list[str]] = {}
-    for name, rank in ranks.items():
-        node = graph.node_named(trial.graph, name)
-        form = linear.layer(node)
-        assert isinstance(form, Layer)
-        empty = [np.broadcast_to(np.float32(0), shape) for shape in scheme.shapes(form, rank)]
-        parts = stages.merged([scheme.stages(form, empty)] * form.groups)
-        made[name] = [str(node.name) for node in stages.put(node, form, parts, None)]
+    made = {name: hollow(scheme, graph.node_named(trial.graph, name), rank) for name, rank in ranks.items()}
     graph.remove_dead(trial.graph)
     return trial, made
+
+
+def hollow(scheme: Scheme, node: ir.Node, rank: int) -> list[str]:
+    """Replace a layer by stages of zeros at a rank, or at the greatest that it has; return their names."""
+    form = linear.layer(node)
+    assert isinstance(form, Layer)
+    shapes = scheme.shapes(form, min(rank, scheme.most(form)))
+    empty = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
+    parts = stages.merged([scheme.stages(form, empty)] * form.groups)
+    return [str(made.name) for made in stages.put(node, form, parts, None)]

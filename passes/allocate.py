@@ -175,14 +175,14 @@ class Allocate(Compression):
         assert view.costs is not None
         trial, members = graph.copy(view.model), {m.pass_name(): m for m in self._members(view)}
         done = [o for slot, o in zip(slots, chosen, strict=True) if o is not slot.options[0]]
-        for option in done:
-            member = members[option.technique]
-            if isinstance(member, Split):
-                member.hollow(trial, option.site.nodes[0], int(option.choice.strength))
         for cutter in members.values():
             if isinstance(cutter, Cutter):
                 plan = [(o.site, o.choice) for o in done if o.technique == cutter.pass_name()]
                 surgery.remove(trial, cutter.keeps(plan, view))
+        for option in done:
+            if isinstance(member := members[option.technique], Split):
+                node = graph.node_named(trial.graph, option.site.nodes[0])
+                split_prices.hollow(member, node, int(option.choice.strength))
         return float(getattr(view.costs.report(trial), what))
 
     # -------------------------------------------------------------------------------- the fit
