@@ -392,6 +392,26 @@ class Split(Compression):
         size = split_prices.itemsize(graph.node_named(view.graph, form.name), form) if what == "stored_bytes" else 1
         return tuple(float(count * size) for count in params)
 
+    def rank_left(self, choice: Choice, was: Layer, node: ir.Node, view: View) -> int:
+        """Return the rank that a choice comes to where cuts have shrunk the layer; 0 where whole it costs no more.
+
+        It is the greatest whose stages cost what the planned ones do when the first reads, and the last makes, less.
+        """
+        form = linear.layer(node)
+        assert isinstance(form, Layer)
+        rank, positions = int(choice.strength), self._prices(view)[was.name].positions
+        read, made = form.channels / was.channels, (form.groups * form.out) / (was.groups * was.out)
+        stages_ = [n * math.prod(shape) for n, shape in zip(positions, self.shapes(was, rank), strict=True)]
+        planned = was.groups * (stages_[0] * read + sum(stages_[1:-1]) + (stages_[-1] * made if stages_[1:] else 0.0))
+
+        def cost(rank: int) -> float:
+            shapes = self.shapes(form, rank)
+            return form.groups * sum(n * math.prod(shape) for n, shape in zip(positions, shapes, strict=True))
+
+        fits = [r for r in range(min(2 * rank, self.most(form)), 0, -1) if cost(r) <= planned * (1 + 1e-9)]
+        whole = positions[-1] * form.groups * form.out * form.columns
+        return fits[0] if fits and cost(fits[0]) < whole else 0
+
     def split(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain] | None) -> Site:
         """Put the stages in the layer's place, fitted on a walk through the data, or without data to its weight.
 

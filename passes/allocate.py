@@ -22,11 +22,12 @@ from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import onnx_ir as ir
 from pydantic import Field
 
 from ccompile import fitting, graph, split_prices, surgery
 from ccompile.analysis import linear
-from ccompile.core import Array, Budget, Candidate, Choice, Compression, Kind, Pass, Site, Skip, View
+from ccompile.core import Array, Budget, Candidate, Chain, Choice, Compression, Kind, Pass, Site, Skip, View
 from ccompile.errors import PassError
 from ccompile.fitting import Was
 from ccompile.joint import Cutter, JointCost, Option, Slot
@@ -35,6 +36,7 @@ from ccompile.numerics import allocation
 from ccompile.splitting import Split
 
 Found = list[tuple[int, Site]]
+OURS = {"keep", "layers", "statistics", "refit", "ridge", "tolerance", "on_violation"}
 ROUNDS = 6  # most corrections of the plan after pricing it
 
 
@@ -60,24 +62,30 @@ class Allocate(Compression):
             kind = find(name)
             if not (issubclass(kind, Split) or (issubclass(kind, Compression) and hasattr(kind, "removal"))):
                 raise ValueError(f"`{name}` cannot share a budget: prune-channels and the splits can")
-            if "keep" in (options or {}):
-                raise ValueError(f"`{name}` in `among` takes no `keep`: the budget is the strength")
-            common = {"keep": self.budget.model_dump(exclude_none=True), "only": self.only, "skip": self.skip}
-            given = {name: value for name, value in common.items() if value} | dict(options or {})
-            found.append(kind.model_validate(given))
+            if taken := OURS & set(options or {}):
+                raise ValueError(f"`{name}` in `among` takes no `{min(taken)}`: that is said once, for all techniques")
+            common = {"keep": self.budget, "only": self.only, "skip": self.skip, "ridge": self.ridge}
+            found.append(kind.model_validate({k: v for k, v in common.items() if v is not None} | dict(options or {})))
+        if len({member.pass_name() for member in found}) < len(found):
+            raise ValueError("`among` names a technique twice")
         return tuple(found)
 
     def _members(self, view: View) -> tuple[Compression, ...]:
-        assert view.find is not None
         find = view.find
+        assert find is not None
         return view.once("members", lambda: self.members(find))
+
+    def _member(self, site: Site, view: View) -> tuple[Compression, View]:
+        """Return the technique that a site is of, and the view as it has it: with its own options."""
+        member = self._members(view)[int(site.note)]
+        return member, replace(view, options=member)
 
     def sites(self, view: View) -> list[Site | Skip]:
         """Return where any technique may act; a node that none can touch is left alone for the reason of the first."""
         found: list[Site | Skip] = []
         skips: dict[str, Skip] = {}
         for index, member in enumerate(self._members(view)):
-            for site in member.sites(view):
+            for site in member.sites(replace(view, options=member)):
                 if isinstance(site, Skip):
                     skips.setdefault(site.node, replace(site, reason=f"{member.pass_name()}: {site.reason}"))
                 else:
@@ -88,11 +96,12 @@ class Allocate(Compression):
     def prepare(self, sites: Sequence[Site], view: View) -> None:
         """Fit the curves of all techniques."""
         for index, member in enumerate(self._members(view)):
-            member.prepare([site for site in sites if site.note == str(index)], view)
+            member.prepare([site for site in sites if site.note == str(index)], replace(view, options=member))
 
     def choices(self, site: Site, view: View) -> list[Choice]:
         """Return the curve of the technique that the site is of."""
-        return self._members(view)[int(site.note)].choices(site, view)
+        member, own = self._member(site, view)
+        return member.choices(site, own)
 
     def eased(self, share: float) -> Self:
         """Return the step with a budget that is `share` of the way back to the source's cost."""
@@ -136,17 +145,16 @@ class Allocate(Compression):
         facts: dict[str, dict[str, Any]] = {}
         for number, (site, choices) in enumerate(curves):
             view.tell(f"sensitivity {number + 1}/{len(curves)} curves")
-            index = int(site.note)
-            member, name = self._members(view)[index], self._slot_of(site, view)
-            impacts = member.impacts(site, choices, view)
+            (member, own), name = self._member(site, view), self._slot_of(site, view)
+            impacts = member.impacts(site, choices, own)
             mine = options.setdefault(name, [Option(member.pass_name(), site, choices[0], 0.0)])
             if isinstance(member, Split):
                 form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
                 facts[name] = {"layer": form}
-                costs = [member.stage_costs(site, choice, what, view) for choice in choices[1:]]
+                costs = [member.stage_costs(site, choice, what, own) for choice in choices[1:]]
             else:
                 assert isinstance(member, Cutter)
-                group, order = member.removal(site, view)
+                group, order = member.removal(site, own)
                 facts[name] = {"group": group, "order": order}
                 costs = [()] * (len(choices) - 1)
             rest = zip(choices[1:], impacts[1:], costs, strict=True)
@@ -182,7 +190,10 @@ class Allocate(Compression):
         for option in done:
             if isinstance(member := members[option.technique], Split):
                 node = graph.node_named(trial.graph, option.site.nodes[0])
-                split_prices.hollow(member, node, int(option.choice.strength))
+                was = linear.layer(graph.node_named(view.graph, option.site.nodes[0]))
+                assert isinstance(was, Layer)
+                if rank := member.rank_left(option.choice, was, node, view):
+                    split_prices.hollow(member, node, rank)
         return float(getattr(view.costs.report(trial), what))
 
     # -------------------------------------------------------------------------------- the fit
@@ -215,17 +226,24 @@ class Allocate(Compression):
                 continue
             view.tell(f"fit {index + 1}/{len(nodes)} layers")
             goal_of = Was(was[name].layer, rows.get(name))
-            if name in splits:
-                site, choice = splits[name]
-                member = members[int(site.note)]
-                assert isinstance(member, Split)
-                made = member.split(node, site, _fitting(member, node, choice), (goal_of, chain))
-                note = f"{member.pass_name()}: {made.note}"
-                found.append(replace(made, note=note, candidates=_of(view, self._slot_of(site, view))))
+            made = self._split(node, *splits[name], (goal_of, chain), view) if name in splits else None
+            if made is not None:
+                found.append(made)
             else:
                 fitting.refit_node(node, goal_of, chain, self.ridge)
         view.changed()
         return found
+
+    def _split(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain], view: View) -> Site | None:
+        """Split a layer, unless cuts have shrunk it so far that it costs no more whole."""
+        member = self._members(view)[int(site.note)]
+        assert isinstance(member, Split)
+        rank = member.rank_left(choice, data[0].layer, node, view)
+        if not rank:
+            return None
+        made = member.split(node, site, replace(choice, strength=float(rank)), data)
+        note = f"{member.pass_name()}: {made.note}"
+        return replace(made, note=note, candidates=_of(view, self._slot_of(site, view)))
 
     def _cut_site(self, site: Site, choice: Choice, view: View) -> Site:
         member = self._members(view)[int(site.note)]
@@ -233,13 +251,6 @@ class Allocate(Compression):
         size = member.removal(site, view)[0].size
         kept = f"{int(choice.strength)} of {size} units kept, predicted error {choice.error:.3g}"
         return replace(site, note=f"{self._name(site, view)}: {kept}", candidates=_of(view, self._slot_of(site, view)))
-
-
-def _fitting(member: Split, node: Any, choice: Choice) -> Choice:
-    """Return the choice at a rank that the layer still has after cuts."""
-    form = linear.layer(node)
-    assert isinstance(form, Layer)
-    return replace(choice, strength=float(min(int(choice.strength), member.most(form))))
 
 
 def _frontier(options: Sequence[Option]) -> tuple[Option, ...]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # The options that a pass needs: a line per pass whose defaults are not enough to do something.
 OPTIONS: dict[str, dict[str, object]] = {
+    "allocate": {"budget": {"params": 0.8}, "among": ["prune-channels", "split-svd"]},
     "fold-batchnorm": {},
     "merge-neurons": {"amount": 0.3},
     "prune-channels": {"keep": 0.5},
@@ -30,6 +31,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 # Passes that find nothing to do in a net of the zoo; every other pair must act, or the net tests nothing.
 IDLE = {
+    "allocate": {"shared_weights", "capturing", "quantised"},
     "fold-batchnorm": {"mlp", "residual", "shared_weights", "capturing", "transformer", "quantised"},
     "merge-neurons": set(builders.ZOO) - {"mlp", "residual", "open"},
     "prune-channels": {"shared_weights", "capturing", "quantised"},
