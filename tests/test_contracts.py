@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 # Passes that find nothing to do in a net of the zoo; every other pair must act, or the net tests nothing.
 IDLE = {
-    "allocate": {"shared_weights", "capturing", "quantised"},
+    "allocate": {"shared_weights"},
     "fold-batchnorm": {"mlp", "residual", "shared_weights", "capturing", "transformer", "quantised"},
     "merge-neurons": set(builders.ZOO) - {"mlp", "residual", "open"},
     "prune-channels": {"shared_weights", "capturing", "quantised"},
