@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccompile.numerics import obs, weighted
+from ccompile.numerics import canonical, obs, weighted
 from ccompile.numerics.alternating import alternate
 from ccompile.numerics.least_squares import refit
 from ccompile.numerics.separable import mix, mixture
@@ -75,14 +75,11 @@ def learn(W: Array, H: Array | None, count: int, sweeps: int = SWEEPS) -> Shared
     _, H = weighted.checked(W, H)
     weighted.check_rank(count, W.shape[2] * W.shape[3], "count")
     v, h = _principal(W)
-    plain = _Learner(W, None)
-    best = plain.run(plain.solve(v[:count], h[:count]), sweeps)
+    _, *algebraic = canonical.algebraic(W.reshape(-1, *W.shape[2:]).astype(np.float64), count)
+    best = _Learner(W, None).best([(v[:count], h[:count]), (algebraic[0], algebraic[1])], sweeps)
     if H is not None:
         chosen = select(W, H, _outer(v, h), count)
-        learner = _Learner(W, H)
-        starts = [learner.solve(best.v, best.h), learner.solve(v[chosen], h[chosen])]
-        tried = [learner.run(start, min(sweeps, TRIAL)) for start in starts]
-        best = learner.run(min(tried, key=lambda state: state.loss), max(0, sweeps - TRIAL))
+        best = _Learner(W, H).best([(best.v, best.h), (v[chosen], h[chosen])], sweeps)
     return _shared(W, H, best.P, _outer(best.v, best.h), best.v, best.h)
 
 
@@ -157,6 +154,11 @@ class _Learner:
         self.WH = weighted.times(self.taps.reshape(len(W), -1), H).reshape(self.taps.shape)
         _, c, t = self.taps.shape
         self.pairs = None if H is None else H.reshape(c, t, c, t).transpose(0, 2, 1, 3).reshape(c * c, t * t)
+
+    def best(self, starts: list[tuple[Array, Array]], sweeps: int) -> _State:
+        """Return what the most promising start leads to."""
+        tried = [self.run(self.solve(*start), min(sweeps, TRIAL)) for start in starts]
+        return self.run(min(tried, key=lambda state: state.loss), max(0, sweeps - TRIAL))
 
     def run(self, start: _State, sweeps: int) -> _State:
         return alternate(start, self.sweep, lambda state: state.loss, sweeps, TOLERANCE)

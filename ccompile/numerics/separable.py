@@ -157,8 +157,8 @@ class _Problem:
 
         def normal(F: Array) -> Array:
             read = (F @ rows).reshape(c * m, c, t)
-            applied: Array = Q @ read.transpose(1, 0, 2)
-            return applied
+            moved: Array = Q @ read.transpose(1, 0, 2)
+            return moved
 
         own = Q.reshape(c, m, c, m)[np.arange(c), :, np.arange(c)]
         D = state.D.transpose(1, 0, 2)
