@@ -1,4 +1,4 @@
-"""Stages compute what their composed weight does at every stride, pad, dilation and group, and all of W at full rank."""
+"""Stages compute what their composed weight does at any stride, pad, dilation and group, and all of W at full rank."""
 
 from __future__ import annotations
 
