@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import driver
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +21,7 @@ from ccompile.split_prices import LayerPrice, rank_of
 ORDERS: list[spatial.Order] = ["vertical", "horizontal"]
 
 
-def conv(shape: tuple[int, ...] = (6, 4, 3, 5), size: tuple[int, int] = (8, 9), **attributes: object) -> ir.Model:
+def conv(shape: tuple[int, ...] = (6, 4, 3, 5), size: tuple[int, int] = (8, 9), **attributes: Any) -> ir.Model:
     net = Net(0)
     x = net.input("x", ["N", shape[1], *size])
     return net.model(net.node("Conv", x, net.weight("w", shape), name="conv", **attributes))

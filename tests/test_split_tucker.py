@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import driver
 import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ccompile.core import Array
 
 
-def conv(shape: tuple[int, ...], size: tuple[int, ...], W: Array | None = None, **attributes: object) -> ir.Model:
+def conv(shape: tuple[int, ...], size: tuple[int, ...], W: Array | None = None, **attributes: Any) -> ir.Model:
     net = Net(0)
     x = net.input("x", ["N", shape[1], *size])
     w = net.weight("w", shape) if W is None else net.constant(W.astype(np.float32), "w")
