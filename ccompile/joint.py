@@ -38,7 +38,7 @@ class Cutter(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Option:
-    """One choice of one technique at a slot; stages: what its stages cost, none where the slot stays whole or is cut."""
+    """One choice of one technique at a slot; stages: what each costs, none where the slot stays whole or is cut."""
 
     technique: str
     site: Site

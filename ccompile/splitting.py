@@ -45,6 +45,7 @@ class Factors:
     stages: tuple[Stage, ...]
     composed: Array
     loss: float
+    note: str = ""
 
 
 class Split(Compression):
@@ -197,7 +198,7 @@ class Split(Compression):
 
     def _break_even(self, form: Layer, price: LayerPrice) -> int:
         """Return the greatest rank that costs less than the layer does, in multiply-adds and parameters."""
-        rank = split_prices.rank_of(self, 1 - 1 / max(price.macs, 2), form, price)
+        rank = split_prices.rank_of(self, 1 - 0.5 / max(price.macs, 1), form, price)
         while rank and sum(math.prod(shape) for shape in self.shapes(form, rank)) >= form.out * form.columns:
             rank -= 1
         return rank
@@ -244,8 +245,10 @@ class Split(Compression):
                 f"{self.pass_name()} fits to calibration data, and the spec gives none",
                 hint="Give `data.calibration`, or the step `statistics: weights`.",
             )
-        forms = [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
-        return view.once(("moments", self.pass_name()), lambda: stats.moments(view.model, forms))
+        return view.once(("moments", self.pass_name()), lambda: stats.moments(view.model, self._forms(view)))
+
+    def _forms(self, view: View) -> list[Layer]:
+        return [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
 
     def _form(self, view: View, site: Site) -> Layer:
         form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
@@ -254,12 +257,8 @@ class Split(Compression):
 
     def _prices(self, view: View) -> Mapping[str, LayerPrice]:
         """Return what layers cost, whole and split."""
-
-        def compute() -> dict[str, LayerPrice]:
-            forms = [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
-            return split_prices.prices(self, forms, view)
-
-        return view.once(("prices", self.pass_name()), compute)
+        key = ("prices", self.pass_name())
+        return view.once(key, lambda: split_prices.prices(self, self._forms(view), view))
 
     # -------------------------------------------------------------------------------- how strong
 
@@ -428,6 +427,7 @@ class Split(Compression):
             bias = None if form.op == "MatMul" else goal.bias(What).reshape(-1)
             note = f"{goal.lost(What):.3g} of the output's power lost, {choice.error:.3g} predicted"
         label = f"rank {rank} of {self.most(form)}, {note}"
+        label = "; ".join([label, *dict.fromkeys(group.note for group in factors if group.note)])
         bound = self.bound(node, form, rank) if data is None else None
         try:
             nodes = stages.put(node, form, stages.merged([group.stages for group in factors]), bias)

@@ -132,18 +132,19 @@ FORMS = {
 }
 
 
+@pytest.mark.parametrize("statistics", ["weights", "calibration"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_layer_of_low_rank_computes_what_it_did(form: str) -> None:
+def test_a_layer_of_low_rank_computes_what_it_did(form: str, statistics: str) -> None:
     model, _ = driver.model_of(FORMS[form])
     weight = model.graph.initializers["w"]
     assert weight.const_value is not None
     shape = weight.const_value.numpy().shape
     W = planted(SPECTRUM[:2], shape[1], shape[0])[0].astype(np.float32).reshape(shape)
     weight.const_value = ir.Tensor(W, name="w")
-    record = driver.run_step(weights(rank=2), model).record
+    record = driver.run_step(SplitSvd.model_validate({"rank": 2, "statistics": statistics}), model).record
     assert record.verdict == "kept", record.reason
     assert len(record.applied) == 1
-    assert record.applied[0].measured is not None
+    assert (record.applied[0].measured is None) == (statistics == "calibration")
     assert record.against_previous is not None
     assert record.against_previous.outputs[0].elements
     assert record.against_previous.outputs[0].relative_l2 == pytest.approx(0, abs=1e-6)

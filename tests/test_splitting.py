@@ -24,7 +24,7 @@ from ccompile.executor import executor
 from ccompile.passes.split_spatial import SplitSpatial
 from ccompile.passes.split_svd import SplitSvd
 from ccompile.passes.split_tucker import SplitTucker
-from ccompile.splitting import Split, cost_of
+from ccompile.splitting import Factors, Split, cost_of
 from ccompile.target import load_target
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from calibrated import Feeds
 
     from ccompile.core import Array
+    from ccompile.moments import Layer
 
 KINDS: dict[str, type[Split]] = {"svd": SplitSvd, "spatial": SplitSpatial, "tucker": SplitTucker}
 
@@ -285,7 +286,12 @@ def unbiased(seed: int = 0) -> ir.Model:
 def test_a_budget_is_met_and_spent(kind: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[Sequence[Choice]]] = []
     spend = split_prices.spend
-    monkeypatch.setattr(split_prices, "spend", lambda *given: asked.append(given[2]) or spend(*given))
+
+    def spy(*given: Any) -> list[Choice]:
+        asked.append(given[2])
+        return spend(*given)
+
+    monkeypatch.setattr(split_prices, "spend", spy)
     model = unbiased()
     run = split(kind, model, feeds(model, (4, 4)), keep={what: 0.5}, sensitivity=False)
     limit = 0.5 * getattr(run.origin.cost.report, what)
@@ -364,10 +370,21 @@ def test_a_split_that_is_slower_on_the_target_is_refused_for_an_error() -> None:
     assert SplitSvd(rank=2).pick(site, choices) == choices[1]
 
 
+def test_a_fit_beyond_the_weights_type_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = SplitSvd.fit
+
+    def huge(self: SplitSvd, W: Array, H: Array | None, form: Layer, rank: int) -> Factors:
+        return fit(self, 1e10 * W, H, form, rank)
+
+    monkeypatch.setattr(SplitSvd, "fit", huge)
+    with pytest.raises(PassError, match=r"(?s)`conv` is not finite in float16.*`skip`"):
+        split("svd", builders.half_net(0), rank=1, statistics="weights")
+
+
 @pytest.mark.parametrize("keep", [0.25, {"macs": 0.3}])
 def test_a_split_that_breaks_goes_back_until_it_holds(keep: object) -> None:
     model = builders.residual_net(0)
-    options = {"keep": keep, "tolerance": {"relative_l2": 0.012}, "sensitivity": False}
+    options: dict[str, Any] = {"keep": keep, "tolerance": {"relative_l2": 0.012}, "sensitivity": False}
     assert split("spatial", model, on_violation="fail", **options).record.verdict == "failed"
     run = split("spatial", model, on_violation="weaken", **options)
     assert run.record.verdict == "weakened"

@@ -1,9 +1,9 @@
-"""Stages compute what their composed weight does at every stride, pad, dilation and group, and all of W at full rank."""
+"""Stages compute what their composed weight does at any stride, pad, dilation and group, and all of W at full rank."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -40,7 +40,7 @@ class Case:
     size: tuple[int, ...]
     groups: int = 1
     bias: bool = True
-    attributes: dict[str, object] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 def model_of(case: Case, seed: int = 0) -> ir.Model:
@@ -114,7 +114,7 @@ def cases(draw: st.DrawFn) -> Case:
     groups = draw(st.integers(1, 3))
     shape = (groups * draw(st.integers(1, 4)), draw(st.integers(1, 4)), *draw(st.tuples(*[st.integers(1, 5)] * 2)))
     strides = draw(st.lists(st.integers(1, 3), min_size=2, max_size=2))
-    attributes: dict[str, object] = {"strides": strides}
+    attributes: dict[str, Any] = {"strides": strides}
     padding = draw(st.sampled_from(["", "VALID", "SAME_UPPER", "SAME_LOWER"]))
     dilations = [1, 1]
     if padding in ("", "VALID"):

@@ -1,0 +1,96 @@
+"""Split a convolution into channels that never mix: 1 x 1, depthwise along each axis, 1 x 1.
+
+W[o, c, i, j] ~= sum_r a[o, r] b[r, c] v[r, i] h[r, j]  (`way: 4`), or with one depthwise k x k kernel t[r, i, j]
+(`way: 3`). On calibration data the factors are found by alternating least squares in the metric of the inputs'
+covariance. A best CP approximation need not exist: where terms grow and cancel (summed squared norms above three times
+the weight's), the error-preserving correction shrinks them; a split that stays degenerate is replaced by a Tucker split
+of the same cost, and the site says so.
+
+Fires:  Conv with a kernel of more than one tap (`way: 4`: along both of two axes), one group, any stride, pads and
+        dilation; weight plain and read once; r (o + c + kh + kw) < o c kh kw.
+Error:  measured on calibration data.
+Cost:   o c k -> r (o + c + kh + kw) parameters, or r (o + c + kh kw); multiply-adds likewise, 1 x 1 before the stride.
+Source: Lebedev et al. 2015, arXiv:1412.6553; Phan et al. 2020, arXiv:2008.05441 (correction); de Silva and Lim 2008,
+        arXiv:math/0607647 (degeneracy).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from ccompile.core import Array
+from ccompile.moments import Layer
+from ccompile.numerics import cp, tucker
+from ccompile.splitting import Factors, Split
+from ccompile.stages import Stage
+
+SLACK = 1.02  # what the correction may add to the error
+
+
+class SplitCp(Split):
+    """Options of split-cp: exactly one of keep, error and rank."""
+
+    way: Literal[3, 4] = Field(4, description="4: a depthwise convolution per axis; 3: one depthwise k x k")
+    seed: int = Field(0, ge=0, le=2**31, description="of the random starts")
+
+    def unfit(self, form: Layer) -> str:
+        """Return why a layer cannot be split, or nothing."""
+        if form.groups > 1:
+            return f"it has {form.groups} groups"
+        if self.way == 4 and (len(form.kernel) != 2 or min(form.kernel) == 1):
+            return f"kernel {'x'.join(map(str, form.kernel))}: it has not two axes to part"
+        return "" if form.taps > 1 else "its kernel has one tap: split-svd splits it"
+
+    def _shape(self, form: Layer) -> tuple[int, int, int, int]:
+        kernel = form.kernel if len(form.kernel) == 2 else (1, form.taps)
+        return (form.out, form.channels, kernel[0], kernel[1])
+
+    def most(self, form: Layer) -> int:
+        """Return the rank at which the split is exact."""
+        return cp.rank_max(self._shape(form), self.way)
+
+    def shapes(self, form: Layer, rank: int) -> list[tuple[int, ...]]:
+        """Return the shapes of b, v and h, or t, and a."""
+        ones = (1,) * len(form.kernel)
+        middle = [(rank, 1, *form.kernel)]
+        if self.way == 4:
+            kh, kw = form.kernel
+            middle = [(rank, 1, kh, 1), (rank, 1, 1, kw)]
+        return [(rank, form.channels, *ones), *middle, (form.out, rank, *ones)]
+
+    def stages(self, form: Layer, weights: Sequence[Array]) -> tuple[Stage, ...]:
+        """Return the 1 x 1, the depthwise and the last 1 x 1 stages."""
+        first, *middle, last = weights
+        depthwise = (Stage(f"T{number}", weight, len(weight)) for number, weight in enumerate(middle))
+        return Stage("B", first), *depthwise, Stage("A", last)
+
+    def fit(self, W: Array, H: Array | None, form: Layer, rank: int) -> Factors:
+        """Return the split of one group's W[o, d], corrected where it is degenerate."""
+        tensor = W.reshape(self._shape(form))
+        found = cp.fit(tensor, H, rank, self.way, seed=self.seed)
+        if found.degenerate:
+            found = cp.correct(found, tensor, H, SLACK * found.error)
+        if found.degenerate:
+            return self._tucker(W, H, form, rank, found.degeneracy)
+        shaped = [kernel.reshape(shape) for kernel, shape in zip(found.kernels(), self.shapes(form, rank), strict=True)]
+        return Factors(self.stages(form, shaped), found.compose().reshape(W.shape), found.loss)
+
+    def _tucker(self, W: Array, H: Array | None, form: Layer, rank: int, degeneracy: float) -> Factors:
+        """Return the Tucker split with at most as many parameters, its two ranks in proportion."""
+        shape, limit = self._shape(form), sum(math.prod(stage) for stage in self.shapes(form, rank))
+        most, most_output = tucker.rank_max(shape)
+        pairs = [
+            (r, max(1, min(most_output, round(r * most_output / most), r * form.taps))) for r in range(1, most + 1)
+        ]
+        fits = [pair for pair in pairs if sum(tucker.parameters(shape, *pair)) <= limit]
+        found = tucker.fit(W.reshape(shape), H, *(fits[-1] if fits else pairs[0]))
+        ones = (1,) * len(form.kernel)
+        sizes = [(*k.shape[:2], *(form.kernel if index == 1 else ones)) for index, k in enumerate(found.kernels())]
+        weights = [kernel.reshape(size) for kernel, size in zip(found.kernels(), sizes, strict=True)]
+        stages = tuple(Stage(letter, weight) for letter, weight in zip("BGA", weights, strict=True))
+        note = f"a Tucker split instead: the CP terms cancel, {degeneracy:.3g} times the weight's power"
+        return Factors(stages, found.compose().reshape(W.shape), found.loss, note)
