@@ -85,7 +85,7 @@ def planted() -> ir.Model:
         array = weight(model, "c1", index)
         array[::2] = 0
         set_weight(model, "c1", array, index)
-    set_weight(model, "c3", np.einsum("ori,rcj->ocij", *(rng.standard_normal(s) for s in ((12, 2, 3), (2, 16, 3)))))
+    set_weight(model, "c3", np.einsum("orj,rci->ocij", *(rng.standard_normal(s) for s in ((12, 2, 3), (2, 16, 3)))))
     return model
 
 
