@@ -24,6 +24,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "merge-neurons": {"amount": 0.3},
     "prune-channels": {"keep": 0.5},
     "repair": {},
+    "split-biclusters": {"rank": 1, "inputs": 1},
+    "split-colour": {"rank": 2},
     "split-spatial": {"keep": 0.6},
     "split-svd": {"keep": 0.6},
     "split-tucker": {"keep": 0.6},
@@ -31,6 +33,8 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 # Passes that find nothing to do in a net of the zoo; every other pair must act, or the net tests nothing.
 IDLE = {
+    "split-biclusters": {"mlp", "quantised", "shared_weights", "transformer", "upsampling"},
+    "split-colour": set(builders.ZOO) - {"conv_bn", "grouped", "residual", "open"},
     "allocate": {"shared_weights"},
     "fold-batchnorm": {"mlp", "residual", "shared_weights", "capturing", "transformer", "quantised"},
     "merge-neurons": set(builders.ZOO) - {"mlp", "residual", "open"},
