@@ -253,9 +253,11 @@ class Correction(Problem):
 
         # loss(price) = energy - sum size (values + 2 price) / (values + price)^2 rises with the price
         low, high = 1e-14 * float(values.max()), 1e4 * float(values.max())
+        if not low > 0:
+            return factors[0], 0.0
         loss = weighted.loss(self.H, self.W, solution(low) @ T)
         base = loss + float((size * (values + 2 * low) / np.square(values + low)).sum())
-        if loss > most or not high > 0:
+        if loss > most:
             return factors[0], 0.0
         for _ in range(60):
             price = float(np.sqrt(low * high))
