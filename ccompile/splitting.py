@@ -34,6 +34,7 @@ from ccompile.stages import Stage
 
 __all__ = ["LEVELS", "Factors", "LayerPrice", "Split", "cost_of"]
 
+ONE_TAP = "its kernel has one tap: split-svd splits it"
 NO_RANK = "no rank costs less than the layer does"
 BEYOND = " would cost more than the layer does; it pays up to rank"
 
@@ -46,6 +47,15 @@ class Factors:
     composed: Array
     loss: float
     note: str = ""
+
+
+def of_taps(form: Layer, axes: int | None = None) -> str:
+    """Return why a layer is no convolution in one group with several taps (and so many axes), or nothing."""
+    if form.groups > 1:
+        return f"it has {form.groups} groups"
+    if axes is not None and len(form.kernel) != axes:
+        return f"its kernel has {len(form.kernel)} axes, not {axes}"
+    return "" if form.taps > 1 else ONE_TAP
 
 
 class Split(Compression):

@@ -84,6 +84,8 @@ class Allocate(Compression):
     def sites(self, view: View) -> list[Site | Skip]:
         """Return where any technique may act; a node that none can touch is left alone for the reason of the first."""
         found: list[Site | Skip] = []
+        if view.find is None:  # inspection: the techniques speak for themselves
+            return found
         skips: dict[str, Skip] = {}
         for index, member in enumerate(self._members(view)):
             for site in member.sites(replace(view, options=member)):

@@ -24,7 +24,7 @@ from pydantic import Field
 from ccompile.core import Array
 from ccompile.moments import Layer
 from ccompile.numerics import atoms, dictionary
-from ccompile.splitting import Factors, LayerPrice, Split
+from ccompile.splitting import Factors, LayerPrice, Split, of_taps
 from ccompile.stages import Stage
 
 
@@ -36,11 +36,7 @@ class SplitBasis(Split):
 
     def unfit(self, form: Layer) -> str:
         """Return why a layer cannot be split, or nothing."""
-        if form.groups > 1:
-            return f"it has {form.groups} groups"
-        if len(form.kernel) != 2:
-            return f"its kernel has {len(form.kernel)} axes, not 2"
-        return "" if form.taps > 1 else "its kernel has one tap: split-svd splits it"
+        return of_taps(form, axes=2)
 
     def most(self, form: Layer) -> int:
         """Return the number of atoms of a whole basis."""

@@ -25,7 +25,7 @@ from pydantic import Field
 from ccompile.core import Array
 from ccompile.moments import Layer
 from ccompile.numerics import cp, tucker
-from ccompile.splitting import Factors, Split
+from ccompile.splitting import Factors, Split, of_taps
 from ccompile.stages import Stage
 
 SLACK = 1.02  # what the correction may add to the error
@@ -39,11 +39,9 @@ class SplitCp(Split):
 
     def unfit(self, form: Layer) -> str:
         """Return why a layer cannot be split, or nothing."""
-        if form.groups > 1:
-            return f"it has {form.groups} groups"
-        if self.way == 4 and (len(form.kernel) != 2 or min(form.kernel) == 1):
+        if self.way == 4 and form.groups == 1 and (len(form.kernel) != 2 or min(form.kernel) == 1):
             return f"kernel {'x'.join(map(str, form.kernel))}: it has not two axes to part"
-        return "" if form.taps > 1 else "its kernel has one tap: split-svd splits it"
+        return of_taps(form)
 
     def _shape(self, form: Layer) -> tuple[int, int, int, int]:
         kernel = form.kernel if len(form.kernel) == 2 else (1, form.taps)
