@@ -19,6 +19,9 @@ from ccompile.core import Array
 from ccompile.moments import Layer
 
 
+Sides = tuple[bool, bool]  # whether a stage's cost goes with the layer's inputs, and with its outputs
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A factor: `weight`[out, in / groups, *kernel] of a convolution, [out, in] of a dense layer; `letter` names it."""

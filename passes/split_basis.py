@@ -25,7 +25,7 @@ from ccompile.core import Array
 from ccompile.moments import Layer
 from ccompile.numerics import atoms
 from ccompile.splitting import Factors, LayerPrice, Split
-from ccompile.stages import Stage
+from ccompile.stages import Sides, Stage
 
 
 class SplitBasis(Split):
@@ -38,7 +38,7 @@ class SplitBasis(Split):
         if form.groups > 1:
             return f"it has {form.groups} groups"
         if len(form.kernel) != 2:
-            return f"its kernel has {len(form.kernel)} axes, not 2"
+            return f"kernel {'x'.join(map(str, form.kernel))}: it has not two axes"
         return "" if form.taps > 1 else "its kernel has one tap: split-svd splits it"
 
     def most(self, form: Layer) -> int:
@@ -52,6 +52,10 @@ class SplitBasis(Split):
     def shapes(self, form: Layer, rank: int) -> list[tuple[int, ...]]:
         """Return the shapes of the atoms, one copy per channel, and P."""
         return [(form.channels * rank, 1, *form.kernel), (form.out, form.channels * rank, 1, 1)]
+
+    def scales_with(self, form: Layer) -> tuple[Sides, ...]:
+        """Return what the cost goes with: of D, and also of P, with the inputs."""
+        return (True, False), (True, True)
 
     def stages(self, form: Layer, weights: Sequence[Array]) -> tuple[Stage, ...]:
         """Return the atoms as a depthwise convolution, and what mixes them."""
