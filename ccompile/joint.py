@@ -1,8 +1,8 @@
 """Several techniques under one budget: what they cost together.
 
 A cut removes units of a group, which shrinks every layer that makes or reads them; a split gives one layer several
-stages. Of a layer whose inputs and outputs keep the shares i and o, the whole costs i o c, and split into stages
-i c_1 + c_2 + ... + o c_n: the first stage reads what stays, the last makes it.
+stages. Of a layer whose inputs and outputs keep the shares i and o, the whole costs i o c, and split into stages mostly
+i c_1 + c_2 + ... + o c_n: the first stage reads what stays, the last makes it. A scheme says so of each (`scales_with`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ccompile.analysis import cuts
 from ccompile.analysis.channels import Group
 from ccompile.core import Array, Choice, Site, View
 from ccompile.moments import Layer
+from ccompile.stages import Sides
 
 
 @runtime_checkable
@@ -38,13 +39,17 @@ class Cutter(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Option:
-    """One choice of one technique at a slot; stages: what each costs, none where the slot stays whole or is cut."""
+    """One choice of one technique at a slot.
+
+    stages: what each costs, none where the slot stays whole or is cut; sides: what that goes with.
+    """
 
     technique: str
     site: Site
     choice: Choice
     impact: float
     stages: tuple[float, ...] = ()
+    sides: tuple[Sides, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +116,8 @@ class JointCost:
             slot = self.slots[index]
             assert slot.layer is not None
             made, read = _shares(part, slot.layer, counts, self.align)
-            table = [_stage_sums(option.stages) for option in slot.options[1:]]
-            first, middle, last = np.array([(0.0, 0.0, 0.0), *table]).T[:, options[:, index]]
-            split = first * read + middle + last * made
+            table = np.array([_by_sides(option) for option in slot.options])[options[:, index]]
+            split = (table * np.stack([np.ones(len(options)), made, read, read * made], axis=1)).sum(1)
             total += np.where(options[:, index] == 0, cost * read * made, split)
         return total
 
@@ -122,9 +126,12 @@ def _key(layer: Layer) -> tuple[str, int]:
     return layer.name, layer.weight
 
 
-def _stage_sums(stages: Sequence[float]) -> tuple[float, float, float]:
-    """Return the cost of the first stage, of those between, and of the last."""
-    return stages[0], sum(stages[1:-1]), stages[-1] if len(stages) > 1 else 0.0
+def _by_sides(option: Option) -> Array:
+    """Return the cost of the stages that go with neither side, the outputs, the inputs, and both."""
+    sums = np.zeros(4)
+    for cost, (read, made) in zip(option.stages, option.sides, strict=True):
+        sums[2 * read + made] += cost
+    return sums
 
 
 def _shares(

@@ -30,7 +30,7 @@ from ccompile.fitting import Metric, Was
 from ccompile.moments import Layer, Moments
 from ccompile.numerics import allocation
 from ccompile.split_prices import LEVELS, LayerPrice, cost_of
-from ccompile.stages import Stage
+from ccompile.stages import Sides, Stage
 
 __all__ = ["LEVELS", "Factors", "LayerPrice", "Split", "cost_of"]
 
@@ -54,7 +54,7 @@ def of_taps(form: Layer, axes: int | None = None) -> str:
     if form.groups > 1:
         return f"it has {form.groups} groups"
     if axes is not None and len(form.kernel) != axes:
-        return f"its kernel has {len(form.kernel)} axes, not {axes}"
+        return f"kernel {'x'.join(map(str, form.kernel))}: it has {len(form.kernel)} axes, not {axes}"
     return "" if form.taps > 1 else ONE_TAP
 
 
@@ -112,6 +112,11 @@ class Split(Compression):
     def stages(self, form: Layer, weights: Sequence[Array]) -> tuple[Stage, ...]:
         """Return one group's stages from their weights, in order."""
         raise NotImplementedError
+
+    def scales_with(self, form: Layer) -> tuple[Sides, ...]:
+        """Return what each stage's cost goes with: the first reads what the layer does, the last makes it."""
+        last = len(self.shapes(form, 1)) - 1
+        return tuple((index == 0, index == last) for index in range(last + 1))
 
     def fit(self, W: Array, H: Array | None, form: Layer, rank: int) -> Factors:
         """Return the split of one group's W[o, d] with H[d, d], or without data."""
@@ -404,14 +409,14 @@ class Split(Compression):
     def rank_left(self, choice: Choice, was: Layer, node: ir.Node, view: View) -> int:
         """Return the rank that a choice comes to where cuts have shrunk the layer; 0 where whole it costs no more.
 
-        It is the greatest whose stages cost what the planned ones do when the first reads, and the last makes, less.
+        It is the greatest whose stages cost what the planned ones do when each reads and makes less (`scales_with`).
         """
         form = linear.layer(node)
         assert isinstance(form, Layer)
         rank, positions = int(choice.strength), self._prices(view)[was.name].positions
         read, made = form.channels / was.channels, (form.groups * form.out) / (was.groups * was.out)
-        stages_ = [n * math.prod(shape) for n, shape in zip(positions, self.shapes(was, rank), strict=True)]
-        planned = was.groups * (stages_[0] * read + sum(stages_[1:-1]) + (stages_[-1] * made if stages_[1:] else 0.0))
+        parts = zip(positions, self.shapes(was, rank), self.scales_with(was), strict=True)
+        planned = was.groups * sum(n * math.prod(shape) * read**i * made**o for n, shape, (i, o) in parts)
 
         def cost(rank: int) -> float:
             shapes = self.shapes(form, rank)

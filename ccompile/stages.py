@@ -18,6 +18,8 @@ from ccompile import graph
 from ccompile.core import Array
 from ccompile.moments import Layer
 
+Sides = tuple[bool, bool]  # whether a stage's cost goes with the layer's inputs, and with its outputs
+
 
 @dataclass(frozen=True, eq=False)
 class Stage:

@@ -156,15 +156,18 @@ class Allocate(Compression):
             mine = options.setdefault(name, [Option(member.pass_name(), site, choices[0], 0.0)])
             if isinstance(member, Split):
                 form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
-                facts[name] = {"layer": form}
+                assert isinstance(form, Layer)
+                facts[name], sides = {"layer": form}, member.scales_with(form)
                 costs = [member.stage_costs(site, choice, what, own) for choice in choices[1:]]
             else:
                 assert isinstance(member, Cutter)
                 group, order = member.removal(site, own)
-                facts[name] = {"group": group, "order": order}
+                facts[name], sides = {"group": group, "order": order}, ()
                 costs = [()] * (len(choices) - 1)
             rest = zip(choices[1:], impacts[1:], costs, strict=True)
-            mine += [Option(member.pass_name(), site, choice, float(impact), cost) for choice, impact, cost in rest]
+            mine += [
+                Option(member.pass_name(), site, choice, float(impact), cost, sides) for choice, impact, cost in rest
+            ]
         return [Slot(name, _frontier(found), **facts[name]) for name, found in options.items()]
 
     def _spend(self, slots: Sequence[Slot], what: str, limit: float, view: View) -> list[Option]:

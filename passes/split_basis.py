@@ -25,7 +25,7 @@ from ccompile.core import Array
 from ccompile.moments import Layer
 from ccompile.numerics import atoms, dictionary
 from ccompile.splitting import Factors, LayerPrice, Split, of_taps
-from ccompile.stages import Stage
+from ccompile.stages import Sides, Stage
 
 
 class SplitBasis(Split):
@@ -49,6 +49,10 @@ class SplitBasis(Split):
     def shapes(self, form: Layer, rank: int) -> list[tuple[int, ...]]:
         """Return the shapes of the atoms, one copy per channel, and P."""
         return [(form.channels * rank, 1, *form.kernel), (form.out, form.channels * rank, 1, 1)]
+
+    def scales_with(self, form: Layer) -> tuple[Sides, ...]:
+        """Return what the cost goes with: of D, and also of P, with the inputs."""
+        return (True, False), (True, True)
 
     def stages(self, form: Layer, weights: Sequence[Array]) -> tuple[Stage, ...]:
         """Return the atoms as a depthwise convolution, and what mixes them."""

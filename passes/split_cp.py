@@ -4,7 +4,7 @@ W[o, c, i, j] ~= sum_r a[o, r] b[r, c] v[r, i] h[r, j]  (`way: 4`), or with one 
 (`way: 3`). On calibration data the factors are found by alternating least squares in the metric of the inputs'
 covariance. A best CP approximation need not exist: where terms grow and cancel (summed squared norms above three times
 the weight's), the error-preserving correction shrinks them; a split that stays degenerate is replaced by a Tucker split
-of the same cost, and the site says so.
+that costs no more, and the site says so.
 
 Fires:  Conv with a kernel of more than one tap (`way: 4`: along both of two axes), one group, any stride, pads and
         dilation; weight plain and read once; r (o + c + kh + kw) < o c kh kw.
@@ -39,9 +39,9 @@ class SplitCp(Split):
 
     def unfit(self, form: Layer) -> str:
         """Return why a layer cannot be split, or nothing."""
-        if self.way == 4 and form.groups == 1 and (len(form.kernel) != 2 or min(form.kernel) == 1):
-            return f"kernel {'x'.join(map(str, form.kernel))}: it has not two axes to part"
-        return of_taps(form)
+        if not (reason := of_taps(form)) and self.way == 4 and (len(form.kernel) != 2 or min(form.kernel) == 1):
+            return f"kernel {'x'.join(map(str, form.kernel))}: it has not two axes to part, `way: 3` splits it"
+        return reason
 
     def _shape(self, form: Layer) -> tuple[int, int, int, int]:
         kernel = form.kernel if len(form.kernel) == 2 else (1, form.taps)
@@ -72,23 +72,33 @@ class SplitCp(Split):
         found = cp.fit(tensor, H, rank, self.way, seed=self.seed)
         if found.degenerate:
             found = cp.correct(found, tensor, H, SLACK * found.error)
-        if found.degenerate:
-            return self._tucker(W, H, form, rank, found.degeneracy)
+        note = f"the CP terms cancel, {found.degeneracy:.3g} times the weight's power" if found.degenerate else ""
+        if found.degenerate and (pairs := self._tucker_ranks(form, rank)):
+            return self._tucker(W, H, form, pairs[-1], f"a Tucker split instead: {note}")
         shaped = [kernel.reshape(shape) for kernel, shape in zip(found.kernels(), self.shapes(form, rank), strict=True)]
-        return Factors(self.stages(form, shaped), found.compose().reshape(W.shape), found.loss)
+        return Factors(self.stages(form, shaped), found.compose().reshape(W.shape), found.loss, note)
 
-    def _tucker(self, W: Array, H: Array | None, form: Layer, rank: int, degeneracy: float) -> Factors:
-        """Return the Tucker split with at most as many parameters, its two ranks in proportion."""
-        shape, limit = self._shape(form), sum(math.prod(stage) for stage in self.shapes(form, rank))
+    def _tucker_ranks(self, form: Layer, rank: int) -> list[tuple[int, int]]:
+        """Return the ranks, in proportion, of Tucker splits that cost no more, smallest first.
+
+        Its first stage costs no more than the CP split's, and the others together no more than the others: they run at
+        no more positions, so that holds for multiply-adds as for parameters.
+        """
+        shape, (_, *rest) = self._shape(form), self.shapes(form, rank)
         most, most_output = tucker.rank_max(shape)
-        pairs = [
-            (r, max(1, min(most_output, round(r * most_output / most), r * form.taps))) for r in range(1, most + 1)
-        ]
-        fits = [pair for pair in pairs if sum(tucker.parameters(shape, *pair)) <= limit]
-        found = tucker.fit(W.reshape(shape), H, *(fits[-1] if fits else pairs[0]))
+        found = []
+        for r in range(1, min(rank, most) + 1):
+            least = -(-r // form.taps)  # what the rank needs of outputs to be of use
+            s = max(least, min(most_output, round(r * most_output / most), r * form.taps))
+            if sum(tucker.parameters(shape, r, s)[1:]) <= sum(math.prod(stage) for stage in rest):
+                found.append((r, s))
+        return found
+
+    def _tucker(self, W: Array, H: Array | None, form: Layer, ranks: tuple[int, int], note: str) -> Factors:
+        """Return the Tucker split of these ranks."""
+        found = tucker.fit(W.reshape(self._shape(form)), H, *ranks)
         ones = (1,) * len(form.kernel)
         sizes = [(*k.shape[:2], *(form.kernel if index == 1 else ones)) for index, k in enumerate(found.kernels())]
         weights = [kernel.reshape(size) for kernel, size in zip(found.kernels(), sizes, strict=True)]
         stages = tuple(Stage(letter, weight) for letter, weight in zip("BGA", weights, strict=True))
-        note = f"a Tucker split instead: the CP terms cancel, {degeneracy:.3g} times the weight's power"
         return Factors(stages, found.compose().reshape(W.shape), found.loss, note)

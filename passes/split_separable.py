@@ -19,7 +19,7 @@ from ccompile.core import Array
 from ccompile.moments import Layer
 from ccompile.numerics import separable
 from ccompile.splitting import Factors, LayerPrice, Split, of_taps
-from ccompile.stages import Stage
+from ccompile.stages import Sides, Stage
 
 
 class SplitSeparable(Split):
@@ -44,6 +44,10 @@ class SplitSeparable(Split):
         """Return the shapes of D and P."""
         wide = rank * form.channels
         return [(wide, 1, *form.kernel), (form.out, wide, *(1,) * len(form.kernel))]
+
+    def scales_with(self, form: Layer) -> tuple[Sides, ...]:
+        """Return what the cost goes with: of D, and also of P, with the inputs."""
+        return (True, False), (True, True)
 
     def stages(self, form: Layer, weights: Sequence[Array]) -> tuple[Stage, ...]:
         """Return the depthwise kernels, and what mixes them."""
