@@ -21,6 +21,9 @@ from ccompile.analysis import linear
 from ccompile.core import Choice, Site, Skip, View
 from ccompile.errors import PassError
 from ccompile.executor import executor
+from ccompile.passes.split_basis import SplitBasis
+from ccompile.passes.split_cp import SplitCp
+from ccompile.passes.split_separable import SplitSeparable
 from ccompile.passes.split_spatial import SplitSpatial
 from ccompile.passes.split_svd import SplitSvd
 from ccompile.passes.split_tucker import SplitTucker
@@ -35,7 +38,14 @@ if TYPE_CHECKING:
     from ccompile.core import Array
     from ccompile.moments import Layer
 
-KINDS: dict[str, type[Split]] = {"svd": SplitSvd, "spatial": SplitSpatial, "tucker": SplitTucker}
+KINDS: dict[str, type[Split]] = {
+    "svd": SplitSvd,
+    "spatial": SplitSpatial,
+    "tucker": SplitTucker,
+    "cp": SplitCp,
+    "separable": SplitSeparable,
+    "basis": SplitBasis,
+}
 
 
 def split(kind: str, model: ir.Model, batches: Sequence[Feeds] | None = None, **options: Any) -> driver.Bench:
@@ -77,6 +87,10 @@ SITES = [
     ("spatial", "grouped", "conv2"),
     ("tucker", "residual", "b1"),
     ("tucker", "residual", "b2"),
+    ("cp", "residual", "b1"),
+    ("separable", "residual", "b1"),
+    ("separable", "grouped", "conv1"),
+    ("basis", "residual", "b2"),
 ]
 
 
