@@ -378,7 +378,8 @@ class View:
     """All that a pass may reach: the graph to rewrite, the target, randomness, and questions about the graph.
 
     `evaluate` computes values that depend on constants only, with the runtime's own arithmetic. `stats` is None without
-    calibration data; `costs` is None where nothing is compiled (inspect). `tell` shows what of a long step is running.
+    calibration data; `costs` and `find`, which looks a pass up by name, are None where nothing is compiled (inspect).
+    `tell` shows what of a long step is running.
     """
 
     model: ir.Model

@@ -179,7 +179,7 @@ def _split_costs(scheme: Scheme, ranks: Mapping[str, int], view: View) -> tuple[
     assert view.costs is not None
     trial, made = _trial(scheme, ranks, view)
     costs = view.costs.nodes(trial)
-    macs = {name: [costs[part][0] for part in parts] for name, parts in made.items()}
+    macs = {name: [costs[part][0] for part in parts if costs[part][0]] for name, parts in made.items()}
     return macs, {name: sum(costs[part][1] for part in parts) for name, parts in made.items()}
 
 

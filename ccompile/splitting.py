@@ -34,6 +34,7 @@ from ccompile.stages import Sides, Stage
 
 __all__ = ["LEVELS", "Factors", "LayerPrice", "Split", "cost_of"]
 
+ONE_TAP = "its kernel has one tap: split-svd splits it"
 NO_RANK = "no rank costs less than the layer does"
 BEYOND = " would cost more than the layer does; it pays up to rank"
 
@@ -46,6 +47,15 @@ class Factors:
     composed: Array
     loss: float
     note: str = ""
+
+
+def of_taps(form: Layer, axes: int | None = None) -> str:
+    """Return why a layer is no convolution in one group with several taps (and so many axes), or nothing."""
+    if form.groups > 1:
+        return f"it has {form.groups} groups"
+    if axes is not None and len(form.kernel) != axes:
+        return f"its kernel has {len(form.kernel)} axes, not {axes}"
+    return "" if form.taps > 1 else ONE_TAP
 
 
 class Split(Compression):
@@ -94,6 +104,10 @@ class Split(Compression):
     def most(self, form: Layer) -> int:
         """Return the greatest rank that is worth a thought: the one at which the split is exact."""
         raise NotImplementedError
+
+    def has(self, form: Layer, rank: int) -> bool:
+        """Say whether a rank from 1 to the greatest is one."""
+        return True
 
     def shapes(self, form: Layer, rank: int) -> list[tuple[int, ...]]:
         """Return the shapes of one group's stages at a rank, in order."""
@@ -272,7 +286,7 @@ class Split(Compression):
         return self.model_copy(update={"keep": self.keep.eased(share)}) if isinstance(self.keep, Budget) else self
 
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
-        """Return the mildest choice that costs what the options ask for, or the strongest that loses as little."""
+        """Return the choice that loses least of those that cost what the options ask for, or the strongest that loses as little."""
         whole, rest = choices[0], choices[1:]
         name, wanted = site.nodes[0], self._wanted(site.nodes[0])
         if wanted == 1:
@@ -281,7 +295,7 @@ class Split(Compression):
             return Skip(name, NO_RANK)
         if wanted is not None:
             fitting_ = [choice for choice in rest if choice.macs <= wanted * whole.macs]
-            return fitting_[0] if fitting_ else Skip(name, f"no rank costs only {wanted:.3g} of the layer")
+            return min(fitting_, key=lambda choice: choice.error) if fitting_ else Skip(name, f"no rank costs only {wanted:.3g} of the layer")
         if self.rank is not None:
             fitting_ = [choice for choice in rest if choice.strength == self.rank]
             return fitting_[0] if fitting_ else Skip(name, f"rank {self.rank}{BEYOND} {rest[0].strength:g}")
@@ -412,7 +426,10 @@ class Split(Compression):
             shapes = self.shapes(form, rank)
             return form.groups * sum(n * math.prod(shape) for n, shape in zip(positions, shapes, strict=True))
 
-        fits = [r for r in range(min(2 * rank, self.most(form)), 0, -1) if cost(r) <= planned * (1 + 1e-9)]
+        if self.unfit(form):
+            return 0
+        able = [r for r in range(min(2 * rank, self.most(form)), 0, -1) if self.has(form, r)]
+        fits = [r for r in able if cost(r) <= planned * (1 + 1e-9)]
         whole = positions[-1] * form.groups * form.out * form.columns
         return fits[0] if fits and cost(fits[0]) < whole else 0
 

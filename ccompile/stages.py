@@ -24,15 +24,26 @@ Sides = tuple[bool, bool]  # whether a stage's cost goes with the layer's inputs
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A factor: `weight`[out, in / groups, *kernel] of a convolution, [out, in] of a dense layer; `letter` names it."""
+    """A factor: `weight`[out, in / groups, *kernel] of a convolution, [out, in] of a dense layer; `letter` names it.
+
+    `reads` and `makes`, of convolutions in one group: the order in which it takes its input channels, and in which its
+    output channels go on; None leaves them as they are.
+    """
 
     letter: str
     weight: Array
     groups: int = 1
+    reads: Array | None = None
+    makes: Array | None = None
 
 
 def merged(per_group: Sequence[Sequence[Stage]]) -> list[Stage]:
-    """Return the stages of a grouped layer from those of each group: side by side, as grouped convolutions."""
+    """Return the stages of a grouped layer from those of each group: side by side, as grouped convolutions.
+
+    Stages that reorder channels are of one group only.
+    """
+    if len(per_group) == 1:
+        return list(per_group[0])
     return [
         Stage(parts[0].letter, np.concatenate([part.weight for part in parts]), sum(part.groups for part in parts))
         for parts in zip(*per_group, strict=True)
@@ -57,18 +68,34 @@ def put(node: ir.Node, form: Layer, stages: Sequence[Stage], bias: Array | None)
     stem = str(node.inputs[form.weight].name)  # type: ignore[union-attr]
     value = node.inputs[1 - form.weight]
     last = node.inputs[2] if len(node.inputs) > 2 else None
+    if (makes := stages[-1].makes) is not None and offset is None and last is not None:
+        offset = graph.constant(last)
     if offset is not None and (offset.any() or last is not None):
-        last = graph.add_constant(main, f"{stem}_bias", offset)
+        last = graph.add_constant(main, f"{stem}_bias", offset if makes is None else offset[np.argsort(makes)])
     nodes: list[ir.Node] = []
     for index, (stage, weight) in enumerate(zip(stages, weights, strict=True)):
         added = last if index == len(stages) - 1 else None
+        if stage.reads is not None:
+            nodes.append(_gather(node, value, stage.reads))
+            value = nodes[-1].outputs[0]
         made = _stage(node, form, stage, weight, (value, added, f"{stem}_{stage.letter}"), index == 0)
         if added is not None and form.op == "Gemm" and bias is None:
             made.attributes["beta"] = ir.AttrFloat32("beta", float(graph.attribute(node, "beta", 1.0)))
         nodes.append(made)
         value = made.outputs[0]
+        if stage.makes is not None:
+            nodes.append(_gather(node, value, stage.makes))
+            value = nodes[-1].outputs[0]
     graph.replace_node(node, nodes[-1])
     return nodes
+
+
+def _gather(node: ir.Node, value: ir.Value | None, order: Array) -> ir.Node:
+    """Return channels in an order."""
+    main = node.graph
+    assert isinstance(main, ir.Graph)
+    indices = graph.add_constant(main, f"{node.name}_order", order.astype(np.int64))
+    return graph.add_node("Gather", [value, indices], {"axis": 1}, before=node, base=f"{node.name}/order")
 
 
 def _stage(

@@ -37,6 +37,7 @@ from ccompile.splitting import Split
 
 Found = list[tuple[int, Site]]
 OURS = {"keep", "layers", "statistics", "refit", "ridge", "tolerance", "on_violation"}
+TOLD = 24  # candidates of a site that the evidence tells
 ROUNDS = 6  # most corrections of the plan after pricing it
 
 
@@ -83,6 +84,8 @@ class Allocate(Compression):
     def sites(self, view: View) -> list[Site | Skip]:
         """Return where any technique may act; a node that none can touch is left alone for the reason of the first."""
         found: list[Site | Skip] = []
+        if view.find is None:  # inspection: the techniques speak for themselves
+            return found
         skips: dict[str, Skip] = {}
         for index, member in enumerate(self._members(view)):
             for site in member.sites(replace(view, options=member)):
@@ -123,11 +126,14 @@ class Allocate(Compression):
         )
         left = {slot.name for slot, option in zip(slots, chosen, strict=True) if option is slot.options[0]}
         found: list[Choice | Skip] = []
+        seen: set[str] = set()
         for site, _ in curves:
             name = self._slot_of(site, view)
             if name in left or id(site) not in taken:
                 reason = "the budget leaves it whole" if name in left else "another technique loses less"
-                found.append(Skip(site.nodes[0], f"{self._name(site, view)}: {reason}", _of(view, name)))
+                told = _of(view, name) if name in left and name not in seen else ()
+                found.append(Skip(site.nodes[0], f"{self._name(site, view)}: {reason}", told))
+                seen.add(name)
             else:
                 found.append(taken[id(site)])
         return found
@@ -271,7 +277,7 @@ def _weighed(slot: Slot, chosen: Option) -> tuple[Option, ...]:
 
 
 def _of(view: View, name: str) -> tuple[Candidate, ...]:
-    """Return what was weighed at a slot, as the evidence tells it, cheapest first."""
+    """Return what was weighed at a slot, as the evidence tells it, cheapest first; of many, TOLD spread evenly."""
     nothing: dict[str, tuple[Option, ...]] = {}
     weighed = view.once("weighed", lambda: nothing).get(name)
     if not weighed:
@@ -288,4 +294,6 @@ def _of(view: View, name: str) -> tuple[Candidate, ...]:
         )
         for index, option in enumerate(options)
     ]
-    return tuple(sorted(found, key=lambda candidate: candidate.cost))
+    found.sort(key=lambda candidate: candidate.cost)
+    step = -(-len(found) // TOLD)
+    return tuple(one for index, one in enumerate(found) if one.chosen or index % step == 0 or index == len(found) - 1)

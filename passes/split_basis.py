@@ -1,8 +1,8 @@
 """Split a convolution into a few fixed kernels, the same for all channels, and a 1 x 1 convolution that mixes them.
 
 W[o, c, i, j] ~= sum_m P[o, c, m] atom[m, i, j]:  every input channel passes through the same m kernels, low
-frequencies of the discrete cosine transform or coarse Haar wavelets (`basis`), or learned separable ones, outer
-products of one column and one row each. Which of a fixed basis stay is chosen by what they carry; P is an exact
+frequencies of the discrete cosine transform, coarse Haar wavelets or smooth bumps (`basis`), or learned separable ones,
+outer products of one column and one row each. Which of a fixed basis stay is chosen by what they carry; P is an exact
 regression on calibration data. The rank is m; all kh kw atoms of a fixed basis are exact.
 
 Fires:  Conv in two dimensions with a kernel of more than one tap, one group, any stride, pads and dilation; weight
@@ -23,23 +23,20 @@ from pydantic import Field
 
 from ccompile.core import Array
 from ccompile.moments import Layer
-from ccompile.numerics import atoms
-from ccompile.splitting import Factors, LayerPrice, Split
+from ccompile.numerics import atoms, dictionary
+from ccompile.splitting import Factors, LayerPrice, Split, of_taps
 from ccompile.stages import Sides, Stage
 
 
 class SplitBasis(Split):
     """Options of split-basis: exactly one of keep, error and rank."""
 
-    basis: Literal["dct", "haar", "learned"] = Field("dct", description="the kernels that all channels share")
+    basis: Literal["dct", "haar", "smooth", "learned"] = Field("dct", description="the kernels that all channels share")
+    length: float = Field(1.0, gt=0, le=100, description="width of `smooth` kernels, in taps")
 
     def unfit(self, form: Layer) -> str:
         """Return why a layer cannot be split, or nothing."""
-        if form.groups > 1:
-            return f"it has {form.groups} groups"
-        if len(form.kernel) != 2:
-            return f"kernel {'x'.join(map(str, form.kernel))}: it has not two axes"
-        return "" if form.taps > 1 else "its kernel has one tap: split-svd splits it"
+        return of_taps(form, axes=2)
 
     def most(self, form: Layer) -> int:
         """Return the number of atoms of a whole basis."""
@@ -67,6 +64,8 @@ class SplitBasis(Split):
         tensor = W.reshape(form.out, form.channels, kh, kw)
         if self.basis == "learned":
             found = atoms.learn(tensor, H, rank)
+        elif self.basis == "smooth":
+            found = atoms.fit(tensor, H, dictionary.smooth_atoms(kh, kw, rank, self.length))
         else:
             whole = atoms.dct_atoms(kh, kw) if self.basis == "dct" else atoms.haar_atoms(kh, kw)
             found = atoms.fit(tensor, H, whole[atoms.select(tensor, H, whole, rank)])

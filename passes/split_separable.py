@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from ccompile.core import Array
 from ccompile.moments import Layer
 from ccompile.numerics import separable
-from ccompile.splitting import Factors, LayerPrice, Split
+from ccompile.splitting import Factors, LayerPrice, Split, of_taps
 from ccompile.stages import Sides, Stage
 
 
@@ -27,9 +27,7 @@ class SplitSeparable(Split):
 
     def unfit(self, form: Layer) -> str:
         """Return why a layer cannot be split, or nothing."""
-        if form.groups > 1:
-            return f"it has {form.groups} groups"
-        return "" if form.taps > 1 else "its kernel has one tap: split-svd splits it"
+        return of_taps(form)
 
     def _shape(self, form: Layer) -> tuple[int, int, int, int]:
         return (form.out, form.channels, 1, form.taps)

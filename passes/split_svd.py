@@ -28,8 +28,7 @@ from ccompile.analysis import linear
 from ccompile.core import Array, Choice, Site, Skip
 from ccompile.moments import Layer
 from ccompile.numerics import svd, weighted
-from ccompile.split_prices import LayerPrice
-from ccompile.splitting import Factors, Split
+from ccompile.splitting import Factors, LayerPrice, Split
 from ccompile.stages import Stage
 
 

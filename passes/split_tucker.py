@@ -22,7 +22,7 @@ from pydantic import Field
 from ccompile.core import Array
 from ccompile.moments import Layer
 from ccompile.numerics import tucker
-from ccompile.splitting import Factors, Split
+from ccompile.splitting import ONE_TAP, Factors, Split
 from ccompile.stages import Stage
 
 
@@ -35,7 +35,7 @@ class SplitTucker(Split):
 
     def unfit(self, form: Layer) -> str:
         """Return why a layer cannot be split, or nothing."""
-        return "" if form.taps > 1 else "its kernel has one tap: split-svd splits it"
+        return "" if form.taps > 1 else ONE_TAP
 
     def most(self, form: Layer) -> int:
         """Return the input rank at which the split is exact."""

@@ -25,6 +25,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "prune-channels": {"keep": 0.5},
     "repair": {},
     "split-basis": {"keep": 0.6},
+    "split-biclusters": {"rank": 1, "inputs": 1},
+    "split-colour": {"rank": 2},
     "split-cp": {"rank": 2},
     "split-separable": {"keep": 0.6},
     "split-spatial": {"keep": 0.6},
@@ -34,6 +36,8 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 # Passes that find nothing to do in a net of the zoo; every other pair must act, or the net tests nothing.
 IDLE = {
+    "split-biclusters": {"mlp", "quantised", "shared_weights", "transformer", "upsampling"},
+    "split-colour": set(builders.ZOO) - {"conv_bn", "grouped", "residual", "open"},
     "allocate": {"shared_weights"},
     "fold-batchnorm": {"mlp", "residual", "shared_weights", "capturing", "transformer", "quantised"},
     "merge-neurons": set(builders.ZOO) - {"mlp", "residual", "open"},

@@ -68,7 +68,7 @@ def test_a_reverted_step_says_why(evidence: Evidence) -> None:
 @pytest.mark.parametrize("used", [True, False])
 def test_calibration_is_told_with_what_its_statistics_held_where_a_step_used_it(evidence: Evidence, used: bool) -> None:
     held = {"layers": 34, "rows": 32768, "bytes": 210_000_000}
-    timing = {**evidence.timing, **({"statistics": held} if used else {})}
+    timing = {**evidence.timing, "statistics": held if used else None}
     text = shown(report.evidence_table(evidence.model_copy(update={"timing": timing})), 240)
     assert ("34 layers, up to 32,768 rows each, 210 MB held at most" in text) is used
     assert ("calibrated on 256 samples: npz calibration.npz" in text) is used
@@ -102,7 +102,7 @@ def test_integers_that_differ_are_a_share_and_no_break(
 def test_a_narrow_inspection_gives_each_refusal_once_below(digits: Path, width: int, below: bool) -> None:
     found = inspect_model(digits / "digits.onnx", load_target("generic-cpu", Path()), {})
     text = shown(report.inspect_table(found.cost, found.acts, "generic-cpu"), width)
-    assert bool(lines_of(text, "not split-svd: ")) is below
+    assert bool(lines_of(text, "not split-spatial: ")) is below
     assert all(len(line.rstrip()) <= width for line in text.splitlines())
 
 

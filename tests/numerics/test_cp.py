@@ -138,7 +138,14 @@ def test_a_correction_keeps_the_error_and_lowers_the_norms(way: Way, with_data: 
     assert cp.correct(found, sample.W, H, 1.02 * found.error).error <= 1.02 * found.error * (1 + 1e-9)
 
 
-def test_equal_input_gives_equal_bytes_and_a_seed_matters() -> None:
+def test_a_correction_of_nothing_is_nothing() -> None:
+    sample = layer(9)
+    for W, H in ((0 * sample.W, sample.H), (sample.W, 0 * sample.H), (0 * sample.W, None)):
+        found = cp.fit(W, H, 2)
+        assert np.isfinite(cp.correct(found, W, H, 0.1).compose()).all()
+
+
+def test_equal_input_gives_equal_bytes() -> None:
     sample = layer(7)
     first, again = (cp.fit(sample.W.copy(), sample.H.copy(), 5) for _ in range(2))
     assert [k.tobytes() for k in first.kernels()] == [k.tobytes() for k in again.kernels()]
