@@ -18,7 +18,6 @@ from ccompile import graph
 from ccompile.core import Array
 from ccompile.moments import Layer
 
-
 Sides = tuple[bool, bool]  # whether a stage's cost goes with the layer's inputs, and with its outputs
 
 

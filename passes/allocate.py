@@ -165,7 +165,9 @@ class Allocate(Compression):
                 facts[name], sides = {"group": group, "order": order}, ()
                 costs = [()] * (len(choices) - 1)
             rest = zip(choices[1:], impacts[1:], costs, strict=True)
-            mine += [Option(member.pass_name(), site, choice, float(impact), cost, sides) for choice, impact, cost in rest]
+            mine += [
+                Option(member.pass_name(), site, choice, float(impact), cost, sides) for choice, impact, cost in rest
+            ]
         return [Slot(name, _frontier(found), **facts[name]) for name, found in options.items()]
 
     def _spend(self, slots: Sequence[Slot], what: str, limit: float, view: View) -> list[Option]:
