@@ -163,7 +163,7 @@ def test_the_joint_cost_is_that_of_the_graph_cut_and_split_so(what: str, among: 
     for row, predicted in zip(rows, cost(rows), strict=True):
         chosen = [slot.options[index] for slot, index in zip(slots, row, strict=True)]
         real = step._priced(slots, chosen, what, view)
-        # less where a cut leaves fewer channels than the rank asked for; more by the second rank of the least Tucker split
+        # less where a cut leaves fewer channels than the rank asked for; a least Tucker split has a second rank
         least = any(option.technique == "split-tucker" and option.choice.strength == 1 for option in chosen)
         assert real <= predicted * (1.05 if least else 1 + 1e-9)
         checked += real == pytest.approx(predicted, rel=1e-6)
