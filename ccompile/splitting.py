@@ -105,6 +105,10 @@ class Split(Compression):
         """Return the greatest rank that is worth a thought: the one at which the split is exact."""
         raise NotImplementedError
 
+    def has(self, form: Layer, rank: int) -> bool:
+        """Say whether a rank from 1 to the greatest is one."""
+        return True
+
     def shapes(self, form: Layer, rank: int) -> list[tuple[int, ...]]:
         """Return the shapes of one group's stages at a rank, in order."""
         raise NotImplementedError
@@ -282,7 +286,7 @@ class Split(Compression):
         return self.model_copy(update={"keep": self.keep.eased(share)}) if isinstance(self.keep, Budget) else self
 
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
-        """Return the mildest choice that costs what the options ask for, or the strongest that loses as little."""
+        """Return what loses least of what costs as the options ask, or the strongest that loses as little."""
         whole, rest = choices[0], choices[1:]
         name, wanted = site.nodes[0], self._wanted(site.nodes[0])
         if wanted == 1:
@@ -291,7 +295,11 @@ class Split(Compression):
             return Skip(name, NO_RANK)
         if wanted is not None:
             fitting_ = [choice for choice in rest if choice.macs <= wanted * whole.macs]
-            return fitting_[0] if fitting_ else Skip(name, f"no rank costs only {wanted:.3g} of the layer")
+            return (
+                min(fitting_, key=lambda choice: choice.error)
+                if fitting_
+                else Skip(name, f"no rank costs only {wanted:.3g} of the layer")
+            )
         if self.rank is not None:
             fitting_ = [choice for choice in rest if choice.strength == self.rank]
             return fitting_[0] if fitting_ else Skip(name, f"rank {self.rank}{BEYOND} {rest[0].strength:g}")
@@ -409,11 +417,14 @@ class Split(Compression):
     def rank_left(self, choice: Choice, was: Layer, node: ir.Node, view: View) -> int:
         """Return the rank that a choice comes to where cuts have shrunk the layer; 0 where whole it costs no more.
 
-        It is the greatest whose stages cost what the planned ones do when each reads and makes less (`scales_with`).
+        It is the greatest whose stages cost what the planned ones do when each reads and makes less (`scales_with`),
+        or else the least, in the budget's measure: parameters, or multiply-adds.
         """
         form = linear.layer(node)
         assert isinstance(form, Layer)
         rank, positions = int(choice.strength), self._prices(view)[was.name].positions
+        if isinstance(self.keep, Budget) and self.keep.given[0][0] in ("params", "stored_bytes"):
+            positions = (1.0,) * len(positions)
         read, made = form.channels / was.channels, (form.groups * form.out) / (was.groups * was.out)
         parts = zip(positions, self.shapes(was, rank), self.scales_with(was), strict=True)
         planned = was.groups * sum(n * math.prod(shape) * read**i * made**o for n, shape, (i, o) in parts)
@@ -422,7 +433,11 @@ class Split(Compression):
             shapes = self.shapes(form, rank)
             return form.groups * sum(n * math.prod(shape) for n, shape in zip(positions, shapes, strict=True))
 
-        fits = [r for r in range(min(2 * rank, self.most(form)), 0, -1) if cost(r) <= planned * (1 + 1e-9)]
+        if self.unfit(form):
+            return 0
+        able = [r for r in range(min(2 * rank, self.most(form)), 0, -1) if self.has(form, r)]
+        # A Tucker split's second rank may grow with the ratio of outputs to inputs: then the least rank is nearest.
+        fits = [r for r in able if cost(r) <= planned * (1 + 1e-9)] or able[-1:]
         whole = positions[-1] * form.groups * form.out * form.columns
         return fits[0] if fits and cost(fits[0]) < whole else 0
 

@@ -40,7 +40,11 @@ class SplitColour(Split):
 
     def ranks(self, form: Layer, price: LayerPrice) -> list[int]:
         """Return the numbers of colours that divide the filters."""
-        return [rank for rank in range(form.out, 0, -1) if form.out % rank == 0]
+        return [rank for rank in range(form.out, 0, -1) if self.has(form, rank)]
+
+    def has(self, form: Layer, rank: int) -> bool:
+        """Say whether that many colours divide the filters."""
+        return form.out % rank == 0
 
     def shapes(self, form: Layer, rank: int) -> list[tuple[int, ...]]:
         """Return the shapes of p and s."""

@@ -3,8 +3,8 @@
 W[o, c, i, j] ~= sum_r a[o, r] b[r, c] v[r, i] h[r, j]  (`way: 4`), or with one depthwise k x k kernel t[r, i, j]
 (`way: 3`). On calibration data the factors are found by alternating least squares in the metric of the inputs'
 covariance. A best CP approximation need not exist: where terms grow and cancel (summed squared norms above three times
-the weight's), the error-preserving correction shrinks them; a split that stays degenerate is replaced by a Tucker split
-that costs no more, and the site says so.
+the weight's), the error-preserving correction shrinks them, for ever more error; a split that stays degenerate is
+replaced by a Tucker split that costs no more, and the site says so.
 
 Fires:  Conv with a kernel of more than one tap (`way: 4`: along both of two axes), one group, any stride, pads and
         dilation; weight plain and read once; r (o + c + kh + kw) < o c kh kw.
@@ -28,7 +28,7 @@ from ccompile.numerics import cp, tucker
 from ccompile.splitting import Factors, Split, of_taps
 from ccompile.stages import Stage
 
-SLACK = 1.02  # what the correction may add to the error
+SLACKS = (1.02, 1.05, 1.1, 1.2)  # what the correction may make of the error, the first that is enough
 
 
 class SplitCp(Split):
@@ -39,9 +39,11 @@ class SplitCp(Split):
 
     def unfit(self, form: Layer) -> str:
         """Return why a layer cannot be split, or nothing."""
-        if not (reason := of_taps(form)) and self.way == 4 and (len(form.kernel) != 2 or min(form.kernel) == 1):
+        if reason := of_taps(form):
+            return reason
+        if self.way == 4 and (len(form.kernel) != 2 or min(form.kernel) == 1):
             return f"kernel {'x'.join(map(str, form.kernel))}: it has not two axes to part, `way: 3` splits it"
-        return reason
+        return ""
 
     def _shape(self, form: Layer) -> tuple[int, int, int, int]:
         kernel = form.kernel if len(form.kernel) == 2 else (1, form.taps)
@@ -70,8 +72,10 @@ class SplitCp(Split):
         """Return the split of one group's W[o, d], corrected where it is degenerate."""
         tensor = W.reshape(self._shape(form))
         found = cp.fit(tensor, H, rank, self.way, seed=self.seed)
-        if found.degenerate:
-            found = cp.correct(found, tensor, H, SLACK * found.error)
+        error = found.error
+        for slack in SLACKS:
+            if found.degenerate:
+                found = cp.correct(found, tensor, H, slack * error)
         note = f"the CP terms cancel, {found.degeneracy:.3g} times the weight's power" if found.degenerate else ""
         if found.degenerate and (pairs := self._tucker_ranks(form, rank)):
             return self._tucker(W, H, form, pairs[-1], f"a Tucker split instead: {note}")

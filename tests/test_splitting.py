@@ -21,6 +21,10 @@ from ccompile.analysis import linear
 from ccompile.core import Choice, Site, Skip, View
 from ccompile.errors import PassError
 from ccompile.executor import executor
+from ccompile.numerics import atoms
+from ccompile.passes.split_basis import SplitBasis
+from ccompile.passes.split_cp import SplitCp
+from ccompile.passes.split_separable import SplitSeparable
 from ccompile.passes.split_spatial import SplitSpatial
 from ccompile.passes.split_svd import SplitSvd
 from ccompile.passes.split_tucker import SplitTucker
@@ -35,7 +39,15 @@ if TYPE_CHECKING:
     from ccompile.core import Array
     from ccompile.moments import Layer
 
-KINDS: dict[str, type[Split]] = {"svd": SplitSvd, "spatial": SplitSpatial, "tucker": SplitTucker}
+KINDS: dict[str, type[Split]] = {
+    "svd": SplitSvd,
+    "spatial": SplitSpatial,
+    "tucker": SplitTucker,
+    "cp": SplitCp,
+    "separable": SplitSeparable,
+    "basis": SplitBasis,
+}
+QUICK = [kind for kind in KINDS if kind != "cp"]  # what takes CP minutes is in tests/test_split_cp.py, with less to fit
 
 
 def split(kind: str, model: ir.Model, batches: Sequence[Feeds] | None = None, **options: Any) -> driver.Bench:
@@ -77,6 +89,10 @@ SITES = [
     ("spatial", "grouped", "conv2"),
     ("tucker", "residual", "b1"),
     ("tucker", "residual", "b2"),
+    ("cp", "residual", "b1"),
+    ("separable", "residual", "b1"),
+    ("separable", "grouped", "conv1"),
+    ("basis", "residual", "b2"),
 ]
 
 
@@ -140,7 +156,7 @@ def test_a_layer_whose_columns_outnumber_its_rows_is_fitted() -> None:
     assert error(run.model, model, batches) < 0.9 * error(plain.model, model, batches)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUICK)
 def test_full_rank_loses_nothing_and_no_rank_more_than_all_with_few_samples(kind: str) -> None:
     model = builders.residual_net(0)
     form, node = layers(model)["b1"], graph.node_named(model.graph, "b1")
@@ -248,18 +264,20 @@ def test_a_rank_beyond_break_even_is_refused_where_multiply_adds_say_so() -> Non
     assert skips(run) == {"conv": "rank 9 would cost more than the layer does; it pays up to rank 4"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUICK)
 def test_a_planted_rank_is_found(kind: str) -> None:
     net, rng = Net(0), np.random.default_rng(0)
     planted = {
         "svd": np.einsum("or,rcij->ocij", rng.standard_normal((32, 3)), rng.standard_normal((3, 24, 3, 3))),
         "spatial": np.einsum("orj,rci->ocij", rng.standard_normal((32, 3, 3)), rng.standard_normal((3, 24, 3))),
         "tucker": np.einsum("os,srij,rc->ocij", *(rng.standard_normal(s) for s in ((32, 3), (3, 3, 3, 3), (3, 24)))),
+        "separable": np.einsum("ocm,mcij->ocij", rng.standard_normal((32, 24, 3)), rng.standard_normal((3, 24, 3, 3))),
+        "basis": np.einsum("ocm,mij->ocij", rng.standard_normal((32, 24, 3)), atoms.dct_atoms(3, 3)[[0, 2, 4]]),
     }[kind]
     x = net.input("x", ["N", 24, 16, 16])
     model = net.model(net.node("Conv", x, net.constant(planted.astype(np.float32), "w"), name="conv", pads=[1] * 4))
     run = split(kind, model, feeds(model, (2, 2)), error=1e-8)
-    (rank, loss), most = made(run)["conv"], 3 if kind == "svd" else 6
+    (rank, loss), most = made(run)["conv"], 3 if kind in ("svd", "separable", "basis") else 6
     assert 3 <= rank <= most  # spatial and Tucker splits try some ranks only
     assert loss < 1e-8
     assert error(run.model, model, feeds(model, (2,), seed=8)) < 1e-3
@@ -300,7 +318,7 @@ def unbiased(seed: int = 0) -> ir.Model:
     return net.model(net.dense(net.node("Flatten", net.node("GlobalAveragePool", x)), "fc", 16, 10))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUICK)
 @pytest.mark.parametrize("what", ["macs", "params", "stored_bytes"])
 def test_a_budget_is_met_and_spent(kind: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[Sequence[Choice]]] = []

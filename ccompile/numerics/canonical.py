@@ -81,6 +81,22 @@ def random(shape: Sequence[int], rank: int, seed: int) -> Factors:
     return tuple(rng.standard_normal((shape[0], rank) if not n else (rank, shape[n])) for n in range(len(shape)))
 
 
+def fibres(W: Array) -> Factors:
+    """Return the factors of W[o, n1, ..] with a term for each of its fibres along the longest mode: exact.
+
+    >>> W = np.arange(12.0).reshape(2, 3, 2)
+    >>> a, *others = fibres(W)
+    >>> a.shape, bool(np.allclose((a @ rows(others)).reshape(W.shape), W))
+    ((2, 4), True)
+    """
+    longest = int(np.argmax(W.shape))
+    shape = [n for mode, n in enumerate(W.shape) if mode != longest]
+    index = iter(np.unravel_index(np.arange(int(np.prod(shape))), shape))
+    along = np.moveaxis(W, longest, -1).reshape(-1, W.shape[longest]).astype(np.float64)
+    a, *others = (along if mode == longest else np.eye(n)[next(index)] for mode, n in enumerate(W.shape))
+    return np.ascontiguousarray(a.T), *others
+
+
 def algebraic(W: Array, rank: int) -> Factors:
     """Return factors of W[o, n1, ..] by diagonalising two slices at once: exact where W has this rank <= min(o, n1).
 

@@ -90,6 +90,8 @@ def fit(
     flat, H = weighted.checked(W, H)
     weighted.check_rank(rank, rank_max(W.shape, way))
     tensor = flat.reshape(_modes(W.shape, way))
+    if rank == rank_max(W.shape, way):
+        return _result(W, H, canonical.fibres(tensor))
     starts = [canonical.algebraic(tensor, rank)]
     starts += [canonical.random(tensor.shape, rank, seed + number) for number in range(restarts)]
     state = _best(Problem(tensor, None, steps), starts, sweeps)
