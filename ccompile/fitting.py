@@ -19,6 +19,7 @@ from ccompile.core import Array, Chain
 from ccompile.moments import Layer, Moments
 from ccompile.numerics import least_squares, shrinkage
 
+FACTORS = (0.25, 1.0, 4.0, 16.0, 64.0)  # multiples of the ridge that samples ask for, tried on held rows
 SIGHTS = 2  # refits towards what the activation shows
 WIDEST = 8192  # columns per group: beyond, a layer's Gram matrix is too large to factor
 
@@ -93,6 +94,7 @@ def refit_node(node: ir.Node, was: Was, chain: Chain, ridge: float | None) -> Re
     moments = chain.moments(form, was.layer, was.kept)
     W0, b0 = linear.matrix(node, form), linear.bias(node, form)
     assert b0 is not None
+    ridge = tried_ridge(moments, ridge, lambda others, tried: solve(others, W0, b0, tried))
     W, b = solve(moments, W0, b0, ridge)
     before, after = lost(moments, W0, b0), lost(moments, W, b)
     if after > before:
@@ -100,6 +102,29 @@ def refit_node(node: ir.Node, was: Was, chain: Chain, ridge: float | None) -> Re
     W, b = _seen(moments, (W, b), was, chain, ridge)
     linear.store(node, form, W, None if form.op == "MatMul" else b)
     return Refitted(form.name, before, after)
+
+
+def tried_ridge(
+    moments: Moments, ridge: float | None, fit: Callable[[Moments, float], tuple[Array, Array]]
+) -> float | None:
+    """Return the ridge whose fit loses least on the rows that are held, of multiples of what the samples ask for.
+
+    fit(moments, ridge) -> W[g, o, d], b[g, o]. A given ridge is kept, and None (as samples ask) where no rows are held.
+    """
+    if ridge is not None or moments.held is None:
+        return ridge
+    others = moments.others()
+    asked = max(_asked(others, group) for group in range(others.layer.groups))
+    losses = {factor: lost(moments.held, *fit(others, asked * factor)) for factor in FACTORS}
+    best = min(losses, key=lambda factor: losses[factor])
+    return asked * best
+
+
+def _asked(moments: Moments, group: int) -> float:
+    """Return the ridge that a group's covariance asks for by its sample size."""
+    centred = moments.layer.op != "MatMul"
+    H = moments.centred()[0][group] if centred else _gram(moments)[group]
+    return shrinkage.ridge_of(shrinkage.standardised(H)[0], moments.rows)
 
 
 def _seen(
@@ -167,13 +192,30 @@ def seen(goal: Goal, What: Array, was: Was, chain: Chain) -> tuple[Goal, float] 
     return Goal(moments, tuple(metrics(moments, better, goal.ridge)), goal.old_bias, goal.ridge), moments.left
 
 
-def goal(node: ir.Node, was: Was, chain: Chain, ridge: float | None) -> Goal:
-    """Return what a structured weight of the layer is fitted to now; `was` says what the layer is in the source."""
+def goal(
+    node: ir.Node, was: Was, chain: Chain, ridge: float | None, structured: Callable[[Goal], Array] | None = None
+) -> Goal:
+    """Return what a structured weight of the layer is fitted to now; `was` says what the layer is in the source.
+
+    structured: makes the weight [g, o, d] from a goal; the ridge is tried with it where rows are few.
+    """
     form = linear.layer(node)
     assert isinstance(form, Layer)
     moments = chain.moments(form, was.layer, was.kept)
     W0, b0 = linear.matrix(node, form), linear.bias(node, form)
     assert b0 is not None
+    if structured is not None:
+
+        def fit(others: Moments, tried: float) -> tuple[Array, Array]:
+            towards = _goal(others, W0, b0, tried)
+            What = structured(towards)
+            return What, towards.bias(What)
+
+        ridge = tried_ridge(moments, ridge, fit)
+    return _goal(moments, W0, b0, ridge)
+
+
+def _goal(moments: Moments, W0: Array, b0: Array, ridge: float | None) -> Goal:
     W, b = solve(moments, W0, b0, ridge)
     best = W if lost(moments, W, b) <= lost(moments, W0, b0) else W0
     return Goal(moments, tuple(metrics(moments, best, ridge)), b0, ridge)

@@ -1,8 +1,9 @@
 """Several techniques under one budget: what they cost together.
 
 A cut removes units of a group, which shrinks every layer that makes or reads them; a split gives one layer several
-stages. Of a layer whose inputs and outputs keep the shares i and o, the whole costs i o c, and split into stages mostly
-i c_1 + c_2 + ... + o c_n: the first stage reads what stays, the last makes it. A scheme says so (`scales_with`).
+stages. Of a layer whose inputs and outputs keep the shares i and o, the whole costs i o c, and in stages mostly
+i c_1 + c_2 + ... + o c_n: the first stage reads what stays, the last makes it. A scheme says so of each stage
+(`scales_with`).
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ class Moments:
 
     rows of `seen`; sx[g, d], sy[g, o], xx[g, d, d] = sum x x^T, yx[g, o, d] = sum y x^T, yy[g, o] = sum y^2. When d
     exceeds the rows, `xx` and `yx` are None and the rows themselves are kept: x[g, r, d], y[g, r, o]. `left`: what a
-    fit loses behind the activation, where the targets were made for that fit (see stats.Chain.visible).
+    fit loses behind the activation, where the targets were made for that fit (see stats.Chain.visible). `held`: the
+    moments of some of the rows, those in `spans`, on which a fit to the others can be tried.
     """
 
     layer: Layer
@@ -84,6 +85,8 @@ class Moments:
     x: Array | None = None
     y: Array | None = None
     left: float = 0.0
+    held: Moments | None = None
+    spans: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +133,25 @@ class Moments:
     def power(self) -> Array:
         """Return the centred sum of squares of the target output [g, o]."""
         return self.variance_y * self.rows
+
+    def others(self) -> Moments:
+        """Return the moments of the rows that are not held."""
+        held = self.held
+        assert held is not None
+        found = Moments(self.layer, self.rows - held.rows, self.seen - held.seen)
+        found.sx, found.sy, found.yy = self.sx - held.sx, self.sy - held.sy, self.yy - held.yy
+        if self.x is not None and self.y is not None:
+            rest = np.ones(self.rows, bool)
+            for start, stop in self.spans:
+                rest[start:stop] = False
+            found.x, found.y = self.x[:, rest], self.y[:, rest]
+        else:
+            assert self.xx is not None
+            assert self.yx is not None
+            assert held.xx is not None
+            assert held.yx is not None
+            found.xx, found.yx = self.xx - held.xx, self.yx - held.yx
+        return found
 
     def towards(self) -> Moments:
         """Return the moments of the same inputs without targets: `retarget` adds them, batch by batch as before."""

@@ -28,7 +28,7 @@ from ccompile.core import Array, Budget, Chain, Choice, Compression, Kind, Share
 from ccompile.errors import PassError
 from ccompile.fitting import Metric, Was
 from ccompile.moments import Layer, Moments
-from ccompile.numerics import allocation
+from ccompile.numerics import allocation, weighted
 from ccompile.split_prices import LEVELS, LayerPrice, cost_of
 from ccompile.stages import Sides, Stage
 
@@ -54,7 +54,7 @@ def of_taps(form: Layer, axes: int | None = None) -> str:
     if form.groups > 1:
         return f"it has {form.groups} groups"
     if axes is not None and len(form.kernel) != axes:
-        return f"its kernel has {len(form.kernel)} axes, not {axes}"
+        return f"kernel {'x'.join(map(str, form.kernel))}: it has {len(form.kernel)} axes, not {axes}"
     return "" if form.taps > 1 else ONE_TAP
 
 
@@ -469,7 +469,13 @@ class Split(Compression):
         self, node: ir.Node, form: Layer, rank: int, was: Was, chain: Chain
     ) -> tuple[list[Factors], fitting.Goal]:
         """Return the split fitted to the outputs, then to what the activation behind shows of them if better."""
-        goal = fitting.goal(node, was, chain, self.ridge)
+        goal = fitting.goal(
+            node,
+            was,
+            chain,
+            self.ridge,
+            lambda towards: self._stand_in(towards, form, rank),
+        )
         best, best_goal, least = self._to(goal, form, rank), goal, math.inf
         factors = best
         for _ in range(fitting.SIGHTS):
@@ -485,3 +491,10 @@ class Split(Compression):
 
     def _to(self, goal: fitting.Goal, form: Layer, rank: int) -> list[Factors]:
         return [self.fit(metric.W, metric.H, form, rank) for metric in goal.metrics]
+
+    def _stand_in(self, goal: fitting.Goal, form: Layer, rank: int) -> Array:
+        """Return the low-rank weight [g, o, d] of as many parameters, in closed form: what ridges are tried with."""
+        params = sum(math.prod(shape) for shape in self.shapes(form, rank))
+        near = max(1, min(params // (form.out + form.columns), form.out, form.columns))
+        pairs = [weighted.truncate(metric.W, metric.H, near) for metric in goal.metrics]
+        return np.stack([A @ B for A, B in pairs])

@@ -26,6 +26,7 @@ from ccompile.recording import HELD_BYTES, Recording, runs_within
 from ccompile.runtime import Feeds, Outputs, Settings
 
 ROWS = 32_768  # rows kept per layer: a seeded sample of all rows
+FEW = 16  # rows per column below which the ridge of a fit is tried on rows that are held out
 PROBE = 4  # every PROBE-th batch is kept out of `moments`, for `impact`: what a curve costs is measured on fresh inputs
 Batches = Callable[[], Iterable[Feeds]]
 
@@ -90,11 +91,12 @@ class Calibration:
         kept: Array | None,
         minus: Array | None = None,
         sight: Sight | None = None,
+        wide: bool | None = None,
     ) -> None:
         """Add sampled rows of one batch: x of moments.layer, y of `target`, of whose channels `kept` are wanted.
 
         minus: what an Add behind the layer will add to its output; it is taken off the target. sight: only the targets
-        are added, as it sees them.
+        are added, as it sees them. wide: keep rows, or their products; by default what is smaller in the end.
         """
         form = moments.layer
         count = linear.row_count(target, y.shape)
@@ -112,7 +114,8 @@ class Calibration:
         if sight is not None:
             moments.retarget(columns, *sight.targets(columns, rows, other))
             return
-        wide = moments.x is not None if moments.rows else form.columns > min(self.cap, count * self.count)
+        if wide is None:
+            wide = form.columns > min(self.cap, count * self.count)
         moments.add(columns, rows - other, count, wide)
 
     def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
@@ -147,6 +150,10 @@ class Calibration:
             return runtime.outputs_of(model, self._probes(), self.settings)
         self._prefix.advance(start, "")
         return self._prefix.outputs_from(model, nodes[start:])
+
+    def is_tried(self, found: Moments, index: int) -> bool:
+        """Return whether a batch's rows are held out as well, to try ridges on: where rows are few for the columns."""
+        return self._is_probe(index) and found.rows * self.count < FEW * found.layer.columns * (index + 1)
 
     def _is_probe(self, index: int) -> bool:
         return self.count >= PROBE and index % PROBE == PROBE - 1
@@ -349,8 +356,15 @@ class Chain:
             self.current.values(other) if other else itertools.repeat(None),
             strict=False,
         )
+        held = None
         for index, (x, y, minus) in enumerate(triples):
+            start = found.rows
             self.calibration.add(found, index, x, y, target or found.layer, kept, minus, sight)
+            if sight is None and self.calibration.is_tried(found, index):
+                held = held or self.calibration.ledger.watch(Moments(found.layer))
+                self.calibration.add(held, index, x, y, target or found.layer, kept, minus, wide=found.x is not None)
+                found.spans.append((start, found.rows))
+        found.held = held
         self.calibration.ledger.update()
 
     def channels(self, node: str, value: str, target: str) -> ChannelMoments:

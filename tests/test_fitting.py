@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 
 from ccompile import fitting, graph
 from ccompile.fitting import Refitted
+from ccompile.moments import Layer, Moments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from calibrated import Feeds
+
+    from ccompile.core import Array
 
 
 def refit(
@@ -218,3 +221,67 @@ def test_a_refit_is_never_worse_on_its_rows(
     assert 0 <= found.after <= found.before
     power = sum(float(np.square(outputs(source, batch)["fc_out"]).sum()) for batch in batches)
     assert squared_error(current, source, batches) <= before * (1 + 1e-6) + 1e-10 * power
+
+
+# ---------------------------------------------------------------------------------------------- ridges
+
+
+def noisy(rows: int, noise: float, wide: bool, seed: int = 0) -> Moments:
+    """Moments of y = W x + noise with 24 columns, a quarter of the rows held."""
+    rng = np.random.default_rng(seed)
+    form = Layer("fc", "Gemm", "x", "y", 1, 1, 3, 24, 1)
+    W, mixing = rng.standard_normal((3, 24)), np.linalg.qr(rng.standard_normal((24, 24)))[0]
+    mixing *= 0.6 ** np.arange(24)[:, None]
+    found, found.held = Moments(form), Moments(form)
+    for index in range(4):
+        x = rng.standard_normal((1, rows // 4, 24)) @ mixing
+        y = x @ W.T + noise * rng.standard_normal((1, rows // 4, 3))
+        if index == 3:
+            found.held.add(x, y, rows // 4, wide)
+            found.spans.append((found.rows, found.rows + rows // 4))
+        found.add(x, y, rows // 4, wide)
+    return found
+
+
+def zero_fit(moments: Moments, ridge: float) -> tuple[Array, Array]:
+    return fitting.solve(moments, np.zeros((1, 3, 24)), np.zeros((1, 3)), ridge)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_what_is_not_held_and_what_is_make_up_all_rows(wide: bool) -> None:
+    moments = noisy(80, 1.0, wide)
+    others, held = moments.others(), moments.held
+    assert held is not None
+    assert others.rows + held.rows == moments.rows
+    for mine, theirs, whole in zip(others.centred(), held.centred(), moments.centred(), strict=True):
+        assert mine.shape == theirs.shape == whole.shape
+    np.testing.assert_allclose(others.sx + held.sx, moments.sx)
+    again = noisy(80, 1.0, not wide).others()
+    np.testing.assert_allclose(others.centred()[0], again.centred()[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_noisy_target_asks_for_a_larger_ridge_than_an_exact_one(wide: bool) -> None:
+    exact, loud = (fitting.tried_ridge(noisy(48, noise, wide), None, zero_fit) for noise in (0.0, 20.0))
+    assert exact is not None
+    assert loud is not None
+    assert loud > 3 * exact
+
+
+def test_the_ridge_that_is_taken_loses_least_on_held_rows() -> None:
+    moments = noisy(48, 5.0, False)
+    taken = fitting.tried_ridge(moments, None, zero_fit)
+    assert taken is not None
+    assert moments.held is not None
+    others = moments.others()
+    tried = [fitting._asked(others, 0) * factor for factor in fitting.FACTORS]
+    losses = [fitting.lost(moments.held, *zero_fit(others, ridge)) for ridge in tried]
+    assert taken == tried[int(np.argmin(losses))]
+    assert min(losses) < 0.999 * max(losses)
+
+
+def test_a_ridge_that_is_given_is_kept_and_many_rows_hold_none() -> None:
+    assert fitting.tried_ridge(noisy(48, 1.0, False), 0.125, zero_fit) == 0.125
+    moments = noisy(48, 1.0, False)
+    moments.held = None
+    assert fitting.tried_ridge(moments, None, zero_fit) is None

@@ -101,7 +101,7 @@ SITES = [
 def test_on_calibration_data_no_more_is_lost_than_without_and_what_is_noted(
     kind: str, net: str, name: str, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "SIGHTS", 0)  # fit to the output itself, not to what activations show of it
+    monkeypatch.setattr(fitting, "SIGHTS", 0)  # towards the outputs themselves
     model = builders.ZOO[net](1)
     batches = feeds(model)
     for batch in batches:
@@ -113,6 +113,24 @@ def test_on_calibration_data_no_more_is_lost_than_without_and_what_is_noted(
     (lost, power), (more, _) = (moved(run, model, name, batches) for run in (fitted, plain))
     assert 0 < lost <= more * (1 + 1e-6)
     assert made(fitted)[name][1] == pytest.approx(lost / power, rel=0.01)
+
+
+def test_behind_an_activation_no_more_is_lost_than_by_a_fit_to_what_it_hides(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(0)
+    hidden = net.relu(net.dense(net.input("x", ["N", 20]), "fc", 20, 16))
+    model = net.model(net.dense(hidden, "out", 16, 4))
+    batches, value = feeds(model, (200, 200)), hidden.name
+    lost = []
+    for sights in (0, 2):
+        monkeypatch.setattr(fitting, "SIGHTS", sights)
+        run = split("svd", model, batches, rank=4, only=["fc"], refit=False, ridge=1e-9)
+        lost.append(sum(float(np.square(seen(run.model, b, value) - seen(model, b, value)).sum()) for b in batches))
+    assert lost[1] < 0.99 * lost[0]
+
+
+def seen(model: ir.Model, batch: Feeds, name: str | None) -> Array:
+    found: Array = outputs(model, batch, str(name))[str(name)].astype(np.float64)
+    return found
 
 
 def test_the_mean_goes_into_the_bias() -> None:

@@ -1,0 +1,52 @@
+"""The benchmark scripts that compile run on the shipped example."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import ROOT
+
+
+def curves(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "bench" / "curves.py"), str(folder / "digits.onnx")]
+    command += ["--calibration", str(folder / "calibration.npz"), "--verification", str(folder / "verification.npz")]
+    command += ["--samples", "64", "--calibration-samples", "64", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_curves_compare_two_techniques_at_two_shares(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    techniques = "prune-channels:inner:l1,prune-channels:inner:l1:refit"
+    done = curves(digits, "--labels", "label", "--shares", "0.9,0.6", "--techniques", techniques, "-o", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == out.read_text(encoding="utf-8")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "digits.onnx: top-1 %, source 100.00"
+    assert lines[2] == "| share of macs | prune-channels:inner:l1 | prune-channels:inner:l1:refit |"
+    table = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines[4:6]}
+    assert sorted(table) == ["0.6", "0.9"]
+    bare, refitted = (float(cell.split(" ")[0]) for cell in table["0.6"])
+    assert 50 < bare <= refitted <= 100
+    assert "criterion: l1, refit: none" in done.stdout
+    assert "criterion: l1, refit: all" in done.stdout
+
+
+def test_curves_tell_a_point_that_cannot_be_made(digits: Path) -> None:
+    step = "tiny={prune-channels: {keep: {macs: @}, only: [/head/hidden], tolerance: {relative_l2: 1.0e+9}}}"
+    done = curves(digits, "--shares", "0.01", "--step", step)
+    assert done.returncode == 0, done.stderr
+    assert "same class %, source 100.00" in done.stdout
+    assert "| 0.01 | - |" in done.stdout
+    assert "- no tiny at 0.01: " in done.stdout
+
+
+@pytest.mark.parametrize("word", ["inn", "alignx"])
+def test_curves_refuse_an_unknown_word(digits: Path, word: str) -> None:
+    done = curves(digits, "--techniques", f"prune-channels:{word}")
+    assert done.returncode == 1
+    assert f"prune-channels:{word}: there is no word `{word}`" in done.stderr
