@@ -39,9 +39,11 @@ class SplitCp(Split):
 
     def unfit(self, form: Layer) -> str:
         """Return why a layer cannot be split, or nothing."""
-        if not (reason := of_taps(form)) and self.way == 4 and (len(form.kernel) != 2 or min(form.kernel) == 1):
+        if reason := of_taps(form):
+            return reason
+        if self.way == 4 and (len(form.kernel) != 2 or min(form.kernel) == 1):
             return f"kernel {'x'.join(map(str, form.kernel))}: it has not two axes to part, `way: 3` splits it"
-        return reason
+        return ""
 
     def _shape(self, form: Layer) -> tuple[int, int, int, int]:
         kernel = form.kernel if len(form.kernel) == 2 else (1, form.taps)

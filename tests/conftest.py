@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from runs import ROOT, TIDY, Ended, Run
 
-from ccompile import cli
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy: workers share the cores
+    os.environ.setdefault(_name, "1")
+
+from runs import ROOT, TIDY, Ended, Run  # noqa: E402
+
+from ccompile import cli  # noqa: E402
 
 
 @pytest.fixture
