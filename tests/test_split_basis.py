@@ -165,7 +165,9 @@ def test_a_basis_of_another_name_is_refused() -> None:
 
 @pytest.mark.parametrize(("shape", "size"), [((6, 4, 5), (9,)), ((6, 4, 2, 3, 2), (4, 5, 4))])
 def test_a_kernel_that_has_not_two_axes_is_left_alone(shape: tuple[int, ...], size: tuple[int, ...]) -> None:
-    assert skips(run_of(conv(shape, size), rank=1)) == {"conv": f"its kernel has {len(shape) - 2} axes, not 2"}
+    kernel = "x".join(map(str, shape[2:]))
+    reason = f"kernel {kernel}: it has {len(shape) - 2} axes, not 2"
+    assert skips(run_of(conv(shape, size), rank=1)) == {"conv": reason}
 
 
 def test_dense_layers_are_no_sites_and_pointwise_ones_are_left_to_split_svd() -> None:
