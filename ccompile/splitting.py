@@ -452,10 +452,13 @@ class Split(Compression):
             factors = [self.fit(group, None, form, rank) for group in linear.matrix(node, form)]
             note, bias = f"{choice.error:.3g} of the weight's power lost", None
         else:
-            factors, goal = self._fitted(node, form, rank, *data)
+            was, chain = data
+            first = fitting.goal(node, was, chain, self.ridge, lambda goal: self._stand_in(goal, form, rank))
+            factors, goal = self._fitted(first, form, rank, was, chain)
             What = np.stack([group.composed for group in factors])
+            lost = fitting.lost(first.moments, What, goal.bias(What))
             bias = None if form.op == "MatMul" else goal.bias(What).reshape(-1)
-            note = f"{goal.lost(What):.3g} of the output's power lost, {choice.error:.3g} predicted"
+            note = f"{lost:.3g} of the output's power lost, {choice.error:.3g} predicted"
         label = f"rank {rank} of {self.most(form)}, {note}"
         label = "; ".join([label, *dict.fromkeys(group.note for group in factors if group.note)])
         bound = self.bound(node, form, rank) if data is None else None
@@ -466,16 +469,9 @@ class Split(Compression):
         return Site(tuple(str(made.name) for made in nodes), label, site.input, site.output, bound)
 
     def _fitted(
-        self, node: ir.Node, form: Layer, rank: int, was: Was, chain: Chain
+        self, goal: fitting.Goal, form: Layer, rank: int, was: Was, chain: Chain
     ) -> tuple[list[Factors], fitting.Goal]:
         """Return the split fitted to the outputs, then to what the activation behind shows of them if better."""
-        goal = fitting.goal(
-            node,
-            was,
-            chain,
-            self.ridge,
-            lambda towards: self._stand_in(towards, form, rank),
-        )
         best, best_goal, least = self._to(goal, form, rank), goal, math.inf
         factors = best
         for _ in range(fitting.SIGHTS):
