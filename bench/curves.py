@@ -204,7 +204,7 @@ def main() -> None:
         folder = given.keep or Path(scratch)
         for share in map(float, given.shares.split(",")):
             for name in columns:
-                out = folder / f"{name.replace(':', '-')}_{share:g}.onnx"
+                out = folder / f"{given.model.stem}_{name.replace(':', '-')}_{share:g}.onnx"
                 point = points[share, name] = measured(name, share, given, out)
                 seconds = "" if isinstance(point, str) else f", {point.seconds:.0f} s"
                 print(f"{share:g} {name}: {shown(point, share)} {faster(point)}{seconds}", file=sys.stderr, flush=True)
