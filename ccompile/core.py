@@ -13,6 +13,7 @@ import onnx_ir as ir
 from pydantic import Field, model_validator
 
 from ccompile.declaration import Declaration
+from ccompile.errors import PassError
 from ccompile.executor import Executor, InProcess
 from ccompile.moments import ChannelMoments, Layer, Moments
 from ccompile.selectors import Facts, SelectorOption
@@ -426,9 +427,28 @@ class View:
     def map(self, function: Callable[[S], T], items: Iterable[S]) -> list[T]:
         """Return function(item) of each item, in order, wherever the executor runs it.
 
-        `function` is one of ccompile.numerics, or a partial of one; items are arrays or dataclasses of them.
+        `function` and items may go to another process: a function of ccompile.numerics, a partial of one, or a method
+        of a pass; arrays or frozen dataclasses of them.
         """
         return self.executor.map(function, items)
+
+    def calibration(self, hint: str = "Give `data.calibration`.") -> Statistics:
+        """Return what the calibration set can tell; raises PassError, with the hint, where the spec gives none."""
+        if self.stats is None:
+            name = self.options.pass_name()
+            raise PassError(f"{name} fits to calibration data, and the spec gives none", hint=hint)
+        return self.stats
+
+    def observe(self, layers: Iterable[Layer]) -> Mapping[str, Moments]:
+        """Return the moments by name of all layers observed in this step, with these; each is observed once.
+
+        They are those of the graph as it came in: ask before it changes. Raises PassError without calibration data.
+        """
+        none: dict[str, Moments] = {}
+        known = self.once("moments", lambda: none)
+        if missing := {layer.name: layer for layer in layers if layer.name not in known}:
+            known.update(self.calibration().moments(self.model, list(missing.values())))
+        return known
 
     def excluded(self, node: ir.Node) -> Skip | None:
         """Return a Skip when the step's `only` or `skip` keep the pass away from `node`."""
@@ -559,8 +579,10 @@ class Compression(Pass):
         return np.array([choice.error for choice in choices])
 
     def eased(self, share: float) -> Self:
-        """Return the step with a budget that is `share` of the way back to the source's cost; itself without one."""
-        return self
+        """Return the step with budgets that are `share` of the way back to the source's cost; itself without one."""
+        values = ((name, getattr(self, name)) for name in type(self).model_fields)
+        eased = {name: value.eased(share) for name, value in values if isinstance(value, Budget)}
+        return self.model_copy(update=eased) if eased else self
 
     def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
         """Carry out a plan: by default `apply`, site by site in topological order."""

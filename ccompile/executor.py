@@ -1,9 +1,9 @@
 """Independent work, site by site: in this process, or in several.
 
-What is mapped are functions of ccompile.numerics on arrays, and their results must not depend on where they ran. BLAS
-rounds differently with another number of threads, so each call has exactly one, in this process as in a worker: more
-processes, not more threads, use more cores. Nothing here imports numpy: a worker says how many threads it wants before
-that. Another backend is another class with `map`.
+What is mapped are functions of ccompile.numerics, and methods of passes that call them, on arrays; their results must
+not depend on where they ran. BLAS rounds differently with another number of threads, so each call has exactly one, in
+this process as in a worker: more processes, not more threads, use more cores. Nothing here imports numpy: a worker says
+how many threads it wants before that. Another backend is another class with `map`.
 """
 
 from __future__ import annotations

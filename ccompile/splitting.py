@@ -258,16 +258,16 @@ class Split(Compression):
 
     def _moments(self, view: View) -> Mapping[str, Moments]:
         """Return the moments of all layers that may be split, observed once."""
-        stats = view.stats
-        if stats is None:
-            raise PassError(
-                f"{self.pass_name()} fits to calibration data, and the spec gives none",
-                hint="Give `data.calibration`, or the step `statistics: weights`.",
-            )
-        return view.once(("moments", self.pass_name()), lambda: stats.moments(view.model, self._forms(view)))
+        view.calibration("Give `data.calibration`, or the step `statistics: weights`.")
+        return view.observe(self._forms(view))
 
     def _forms(self, view: View) -> list[Layer]:
-        return [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
+        """Return the layers that may be split, of the graph as it came in."""
+
+        def forms() -> list[Layer]:
+            return [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
+
+        return view.once(("forms", self.pass_name()), forms)
 
     def _form(self, view: View, site: Site) -> Layer:
         form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
@@ -280,10 +280,6 @@ class Split(Compression):
         return view.once(key, lambda: split_prices.prices(self, self._forms(view), view))
 
     # -------------------------------------------------------------------------------- how strong
-
-    def eased(self, share: float) -> Self:
-        """Return the step with a budget that is `share` of the way back to the source's cost; itself without one."""
-        return self.model_copy(update={"keep": self.keep.eased(share)}) if isinstance(self.keep, Budget) else self
 
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
         """Return what loses least of what costs as the options ask, or the strongest that loses as little."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -97,7 +97,9 @@ class Allocate(Compression):
         return found + [skip for name, skip in skips.items() if name not in taken]
 
     def prepare(self, sites: Sequence[Site], view: View) -> None:
-        """Fit the curves of all techniques."""
+        """Fit the curves of all techniques. Raises PassError without calibration data."""
+        if sites:
+            view.calibration()
         for index, member in enumerate(self._members(view)):
             member.prepare([site for site in sites if site.note == str(index)], replace(view, options=member))
 
@@ -105,10 +107,6 @@ class Allocate(Compression):
         """Return the curve of the technique that the site is of."""
         member, own = self._member(site, view)
         return member.choices(site, own)
-
-    def eased(self, share: float) -> Self:
-        """Return the step with a budget that is `share` of the way back to the source's cost."""
-        return self.model_copy(update={"budget": self.budget.eased(share)})
 
     # -------------------------------------------------------------------------------- the plan
 
@@ -222,11 +220,7 @@ class Allocate(Compression):
             cutter = members[int(cuts_[0][0].note)]
             assert isinstance(cutter, Cutter)
             rows, touched = cutter.cut(cuts_, view)
-        if view.stats is None:
-            raise PassError(
-                "allocate fits to calibration data, and the spec gives none", hint="Give `data.calibration`."
-            )
-        chain, started = view.stats.chain(view.model, before), False
+        chain, started = view.calibration().chain(view.model, before), False
         nodes = [node for node in view.graph if node.name in was]
         for index, node in enumerate(nodes):
             name = str(node.name)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -190,24 +190,13 @@ class PruneChannels(Compression):
 
     def _moments(self, view: View) -> Mapping[str, Moments]:
         """Return the moments of all layers that read any group, observed once."""
-        stats = view.stats
-        assert stats is not None
 
-        def observe() -> Mapping[str, Moments]:
-            forms: dict[str, Layer] = {}
-            for group in view.ask(channels).free:
-                layers = cuts.readers(view.model, group)
-                for reader in () if isinstance(layers, str) else layers:
-                    if reader.layer.columns <= WIDEST:
-                        forms[reader.layer.name] = reader.layer
-            return stats.moments(view.model, list(forms.values()))
+        def forms() -> list[Layer]:
+            readers = (cuts.readers(view.model, group) for group in view.ask(channels).free)
+            found = [reader.layer for layers in readers if not isinstance(layers, str) for reader in layers]
+            return [form for form in found if form.columns <= WIDEST]
 
-        moments: Mapping[str, Moments] = view.once("moments", observe)
-        return moments
-
-    def eased(self, share: float) -> Self:
-        """Return the step with a budget that is `share` of the way back to the source's cost; itself without one."""
-        return self.model_copy(update={"keep": self.keep.eased(share)}) if isinstance(self.keep, Budget) else self
+        return view.observe(view.once("readers", forms))
 
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
         """Return the choice that `layers`, `keep` or `error` ask for."""

@@ -62,12 +62,7 @@ class Repair(Rewrite):
 
     def run(self, view: View) -> PassResult:
         """Repair a copy, and take over what it found if the outputs are no further from the source's than before."""
-        stats = view.stats
-        if stats is None:
-            raise PassError(
-                "repair fits to calibration data, and the spec gives none",
-                hint="Give `data.calibration`, or leave the step out.",
-            )
+        stats = view.calibration("Give `data.calibration`, or leave the step out.")
         nodes = [node for node in view.graph if node.op_type in (*graph.LINEAR, "BatchNormalization")]
         before = stats.impact(view.model)
         if before <= SAME and _has_float_output(view.graph):

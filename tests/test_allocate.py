@@ -18,13 +18,14 @@ from ccompile.analysis import linear
 from ccompile.core import Choice, Site, View
 from ccompile.errors import PassError, SpecError
 from ccompile.joint import JointCost
-from ccompile.moments import Layer
+from ccompile.moments import Layer, Moments
 from ccompile.passes.allocate import Allocate
 from ccompile.splitting import Split
+from ccompile.stats import Calibration
 from ccompile.target import load_target
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -279,6 +280,26 @@ def test_a_step_that_breaks_is_weakened() -> None:
 def test_equal_input_gives_equal_bytes() -> None:
     first, second = (driver.proto_of(allocated(chain(), {"macs": 0.6}).model).SerializeToString() for _ in range(2))
     assert first == second
+
+
+def test_without_calibration_data_the_step_itself_says_so() -> None:
+    run = bench_of(chain())
+    run.statistics = None
+    with pytest.raises(PassError, match=r"(?s)allocate fits to calibration data.*Give `data.calibration`\.$"):
+        run.step(0, Allocate.model_validate({"budget": {"macs": 0.6}, "among": ["split-svd"], **LOOSE}))
+
+
+def test_techniques_share_what_they_observe(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    observe = Calibration.moments
+
+    def counted(self: Calibration, model: ir.Model, layers: Sequence[Layer]) -> Mapping[str, Moments]:
+        seen.extend(layer.name for layer in layers)
+        return observe(self, model, layers)
+
+    monkeypatch.setattr(Calibration, "moments", counted)
+    allocated(chain(), {"macs": 0.6})
+    assert sorted(seen) == ["c1", "c2", "c3", "fc"]
 
 
 def test_members_are_found_by_name() -> None:
