@@ -264,7 +264,7 @@ class Skip:
 class Choice:
     """One strength at one site: its predicted error (the share of the output's or weight's power lost) and its cost.
 
-    `seconds` are the target's estimate, 0 where none was asked for.
+    `seconds` are the target's estimate, and `stored_bytes` those of the weight in the file; 0 where not asked for.
     """
 
     strength: float
@@ -272,6 +272,7 @@ class Choice:
     params: int
     macs: int
     seconds: float = 0.0
+    stored_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -307,6 +308,15 @@ class Machine(Protocol):
 
     def runs(self, op_type: str, domain: str = "") -> bool:
         """Return whether the target has this op."""
+        ...
+
+    @property
+    def newest(self) -> int:
+        """Return the newest opset that the target takes."""
+        ...
+
+    def holds(self, dtype: str) -> bool:
+        """Return whether the target has this element type."""
         ...
 
     def align(self, channels: int) -> int:

@@ -12,14 +12,15 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ccompile import files
+from ccompile import files, see_through
 from ccompile.errors import ModelError
+from ccompile.see_through import SEE_THROUGH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ccompile.core import Array
 
 MIN_OPSET = 7
+ENCODED, attribute = see_through.ENCODED, see_through.attribute
 _TAKEN = "ccompile.names"  # Graph.meta: the names in use, kept so that a fresh one needs no walk
 Attribute = int | float | str | list[int] | list[float] | list[str]
 
@@ -183,8 +185,8 @@ def _check_reads(proto: onnx.GraphProto, outer: frozenset[str], where: str) -> N
             if name and name not in known:
                 what = f"node `{node.name or node.op_type}` reads `{name}`, which nothing defines"
                 raise ModelError(what, where, "The file is damaged, or its exporter is.")
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+        for held in node.attribute:
+            for inner in (*held.graphs, *([held.g] if held.HasField("g") else [])):
                 _check_reads(inner, known, where)
 
 
@@ -292,6 +294,9 @@ def to_proto(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProto
     finally:
         for name, tensor in (*large.items(), *sparse.items()):
             model.graph.initializers[name].const_value = tensor
+    inner = [info for info in proto.graph.value_info if info.name not in model.graph.initializers]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(inner)  # a tensor says its own type
     if sparse:
         kept = [t for t in proto.graph.initializer if t.name not in sparse]
         del proto.graph.initializer[:]
@@ -359,12 +364,6 @@ def dims_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     return tuple(tensor.shape.numpy())
 
 
-def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """Return an attribute's plain value, or `default`."""
-    found = node.attributes.get(name)
-    return default if found is None or found.is_ref() else found.value
-
-
 def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
     """Return the tensor when `value` is an initializer or the output of a Constant node."""
     if value is None:
@@ -386,89 +385,20 @@ def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
     return None
 
 
-def _dequantize(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
-    quantised, scale = arrays[0], arrays[1]
-    if quantised is None or scale is None:
-        return None
-    zero = arrays[2] if len(arrays) > 2 and arrays[2] is not None else np.zeros((), np.int32)
-    axis, block = attribute(node, "axis", 1), attribute(node, "block_size", 0)
-    if scale.size == 1:
-        scale, zero = scale.reshape(()), zero.reshape(()) if zero.size == 1 else zero
-    elif block:
-        count = quantised.shape[axis]
-        scale = np.repeat(scale, block, axis)[(slice(None),) * (axis % quantised.ndim) + (slice(count),)]
-        if zero.ndim:
-            zero = np.repeat(zero, block, axis)[(slice(None),) * (axis % quantised.ndim) + (slice(count),)]
-    else:
-        around = [1] * quantised.ndim
-        around[axis] = scale.size
-        scale, zero = scale.reshape(around), zero.reshape(around) if zero.size > 1 else zero.reshape(())
-    return ((quantised.astype(np.int32) - zero.astype(np.int32)) * scale).astype(scale.dtype)
-
-
-def _cast(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
-    target = ir.DataType(attribute(node, "to"))
-    return None if arrays[0] is None or target == ir.DataType.STRING else arrays[0].astype(target.numpy())
-
-
-def _squeeze(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
-    axes = arrays[1] if len(arrays) > 1 else attribute(node, "axes")
-    if arrays[0] is None or (axes is None and (len(arrays) > 1 or node.op_type == "Unsqueeze")):
-        return None
-    where = None if axes is None else tuple(int(axis) for axis in axes)
-    return np.expand_dims(arrays[0], where or ()) if node.op_type == "Unsqueeze" else np.squeeze(arrays[0], where)
-
-
-def _transpose(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
-    return None if arrays[0] is None else np.transpose(arrays[0], attribute(node, "perm"))
-
-
-def _reshape(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
-    if arrays[0] is None or arrays[1] is None:
-        return None
-    shape = [int(dim) for dim in arrays[1]]
-    if not attribute(node, "allowzero", 0):
-        shape = [arrays[0].shape[i] if dim == 0 else dim for i, dim in enumerate(shape)]
-    return arrays[0].reshape(shape)
-
-
-def _filled(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
-    if arrays[0] is None:
-        return None
-    value = attribute(node, "value")
-    fill = value.numpy().reshape(()) if value is not None else np.zeros((), np.float32)
-    return np.broadcast_to(fill, tuple(int(dim) for dim in arrays[0]))
-
-
-# How weights hide: op -> what it does to them.
-_SEE_THROUGH = {
-    "Identity": lambda node, arrays: arrays[0],
-    "Cast": _cast,
-    "Transpose": _transpose,
-    "Reshape": _reshape,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _squeeze,
-    "DequantizeLinear": _dequantize,
-    "ConstantOfShape": _filled,
-}
-ENCODED = ("Cast", "DequantizeLinear")  # what stands before it is a smaller form of the weight
-
-
 def constant(value: ir.Value | None) -> Array | None:
     """Return what `value` always is, looking through the ops that weights hide behind, or None.
 
-    The array is read-only. Seen through: Identity, Cast, Transpose, Reshape, Squeeze, Unsqueeze, DequantizeLinear,
-    ConstantOfShape.
+    The array is read-only. Seen through: what see_through.SEE_THROUGH lists.
     """
     tensor = stored(value)
     if tensor is not None:
         return None if tensor.dtype == ir.DataType.STRING else _read_only(tensor.numpy())
     node = value.producer() if value is not None else None
-    if node is None or node.op_type not in _SEE_THROUGH or node.domain not in ("", "ai.onnx"):
+    if node is None or node.op_type not in SEE_THROUGH or node.domain not in ("", "ai.onnx"):
         return None
     if stored_chain(value) is None:
         return None
-    found = _SEE_THROUGH[node.op_type](node, [constant(operand) for operand in node.inputs])
+    found = SEE_THROUGH[node.op_type](node, [constant(operand) for operand in node.inputs])
     return None if found is None else _read_only(found)
 
 
@@ -492,11 +422,10 @@ def stored_chain(value: ir.Value | None) -> tuple[ir.Node, ...] | None:
     if stored(value) is not None:
         return ()
     node = value.producer()
-    if node is None or node.op_type not in _SEE_THROUGH or node.domain not in ("", "ai.onnx"):
+    if node is None or node.op_type not in SEE_THROUGH or node.domain not in ("", "ai.onnx"):
         return None
-    if any(stored_chain(operand) is None for operand in node.inputs if operand is not None):
-        return None
-    return (node, *(stored_chain(node.inputs[0]) or ()))
+    chains = [stored_chain(operand) for operand in node.inputs if operand is not None]
+    return None if None in chains else (node, *((chains and chains[0]) or ()))
 
 
 def _read_only(array: Array) -> Array:

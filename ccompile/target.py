@@ -132,6 +132,15 @@ class Target(_Part):
             return domain in self.domains
         return op_type not in self.lacks if self.ops == "*" else op_type in self.ops
 
+    @property
+    def newest(self) -> int:
+        """Return the newest opset that the target takes."""
+        return self.opset.max
+
+    def holds(self, dtype: str) -> bool:
+        """Return whether values may have this element type."""
+        return dtype in self.dtypes
+
     def align(self, channels: int) -> int:
         """Return the number of output channels that the target really computes for `channels`, in float32 if it has it.
 

@@ -18,6 +18,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from pydantic import Field
 
@@ -38,6 +39,8 @@ _FOLDED_DTYPES = frozenset(
     | {ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32}
     | {ir.DataType.UINT64}
 )
+_WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
+_FILLED = {"strides": 1, "dilations": 1, "pads": 0}  # what these are on every axis when absent
 
 
 class TidyGraph(Rewrite):
@@ -47,6 +50,9 @@ class TidyGraph(Rewrite):
 
     fold_constants: bool = Field(True, description="compute nodes that depend on constants only")
     share_initializers: bool = Field(True, description="store equal initializers once")
+    compact: bool = Field(
+        False, description="leave out of the file what follows: inner types that inference finds, default attributes"
+    )
     growth: int = Field(4096, ge=0, le=1_000_000_000, description="a folded constant of up to this many bytes may grow")
 
     def run(self, view: View) -> PassResult:
@@ -64,8 +70,49 @@ class TidyGraph(Rewrite):
             applied += [Site((str(node.name),), "dead") for node in graph.remove_dead(view.graph)]
             view.changed()
             if len(applied) == before:
+                if self.compact:
+                    applied += _compact(view)
                 alive = {str(node.name) for node in view.graph}
                 return PassResult(tuple(applied), tuple(skip for skip in skipped.values() if skip.node in alive))
+
+
+def _compact(view: View) -> list[Site]:
+    """Take off declared types that inference gives as well, and attributes that say what their absence says."""
+    found = []
+    for node in view.graph:
+        said = []
+        for value in node.outputs:
+            if not value.is_graph_output() and _is_declared(value, _types(view, value)):
+                value.shape, value.type = None, None
+                said.append("a type that follows")
+        for name in [name for name, held in node.attributes.items() if _is_default(node, name, held)]:
+            node.attributes.pop(name)
+            said.append(f"`{name}` at its default")
+        if said:
+            found.append(Site((str(node.name),), "left out: " + ", ".join(said)))
+    return found
+
+
+def _is_default(node: ir.Node, name: str, held: ir.Attr) -> bool:
+    if held.is_ref() or node.domain not in ("", "ai.onnx") or not isinstance(node.graph, ir.Graph):
+        return False
+    if name in _FILLED and node.op_type in _WINDOWED:
+        return all(entry == _FILLED[name] for entry in held.value)
+    schema = onnx.defs.get_schema(node.op_type, node.graph.opset_imports.get("", 1), "")
+    known = schema.attributes.get(name)
+    if known is None or known.required or not known.default_value.name:
+        return False
+    default = onnx.helper.get_attribute_value(known.default_value)
+    return bool((default.decode() if isinstance(default, bytes) else default) == held.value)
+
+
+def _is_declared(value: ir.Value, kind: ValueType) -> bool:
+    return (
+        value.shape is not None
+        and kind.shape is not None
+        and value.dtype == kind.dtype
+        and graph.declared_shape(value) == kind.shape
+    )
 
 
 def _types(view: View, value: ir.Value | None) -> ValueType:

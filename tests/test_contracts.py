@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 # The options that a pass needs: a line per pass whose defaults are not enough to do something.
 OPTIONS: dict[str, dict[str, object]] = {
     "allocate": {"budget": {"params": 0.8}, "among": ["prune-channels", "split-svd"]},
+    "binarize-weights": {},
+    "cluster-weights": {"bits": 3},
     "fold-batchnorm": {},
     "merge-neurons": {"amount": 0.3},
     "prune-channels": {"keep": 0.5},
+    "quantize-weights": {"bits": 4},
     "repair": {},
     "split-basis": {"keep": 0.6},
     "split-biclusters": {"rank": 1, "inputs": 1},
@@ -36,6 +39,9 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 # Passes that find nothing to do in a net of the zoo; every other pair must act, or the net tests nothing.
 IDLE = {
+    "binarize-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
+    "cluster-weights": {"capturing", "half", "quantised", "shared_weights"},
+    "quantize-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
     "split-biclusters": {"mlp", "quantised", "shared_weights", "transformer", "upsampling"},
     "split-colour": set(builders.ZOO) - {"conv_bn", "grouped", "residual", "open"},
     "allocate": {"shared_weights"},

@@ -140,14 +140,21 @@ def store(node: ir.Node, form: Layer, W: Array | None, b: Array | None) -> None:
 
 def _stored(node: ir.Node, form: Layer, W: Array) -> Array:
     """Return W[groups, out, columns] as the node stores it."""
+    if form.kernel:
+        return arranged(form, W)
+    alpha: float = graph.attribute(node, "alpha", 1.0)
+    return arranged(form, W / alpha)
+
+
+def arranged(form: Layer, W: Array) -> Array:
+    """Return entries [groups, out, columns] in the order in which the layer's weight is stored."""
     if form.op == "Conv":
         return W.reshape(form.groups * form.out, form.channels, *form.kernel)
     if form.op == "ConvTranspose":
         split = W.reshape(form.groups, form.out, form.channels, form.taps).transpose(0, 2, 1, 3)
         return split.reshape(form.groups * form.channels, form.out, *form.kernel)
-    alpha: float = graph.attribute(node, "alpha", 1.0)
-    plain: Array = W[0] / alpha
-    return plain if form.wide else plain.T
+    plain: Array = W[0] if form.wide else W[0].T
+    return plain
 
 
 # ---------------------------------------------------------------------------------------------- rows

@@ -1,0 +1,421 @@
+"""What all passes share that keep a layer's shape and let its weight take few values: where, how strong, and the fit.
+
+The structure is a set of values (shared levels, an integer grid, zeros), the metric that of every fit: with the
+calibration inputs' centred Gram matrix H and the least-squares weight W* towards the outputs of the graph before the
+step, E|Y - What X - b|^2 = least + tr((What - W*) H (What - W*)^T), the mean in the bias. Layers are fitted in
+topological order on the inputs that the graph so far makes. Weights that are zero may be held at zero: then W* is
+first projected on the others, which leaves the loss of every such What as it was but for a constant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+
+from ccompile import fitting, graph, impacts, opsets, storage
+from ccompile.analysis import linear
+from ccompile.core import Array, Budget, Chain, Choice, Compression, Kind, Site, Skip, View
+from ccompile.errors import PassError
+from ccompile.fitting import Goal, Metric, Was
+from ccompile.moments import Layer
+from ccompile.numerics import allocation, codebooks
+from ccompile.numerics.codebooks import Scope
+from ccompile.numerics.levels import Scaled
+from ccompile.storage import Form, Grid, Means, Sliced
+
+PROBES = 3  # strengths at which a layer's impact on the outputs is measured
+FEWEST = 64  # weights of a layer below which no form of fewer bytes is thought of
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """A weight as pattern[codes[g, o, d]] * scale[g, o, blocks], or scale[1, 1, 1]."""
+
+    codes: Array
+    pattern: Array
+    scale: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A weight What[g, o, d] of the structure, its loss tr((What - W) H (What - W)^T) summed over groups, and a note.
+
+    grid: the pattern and scales that it is the product of, where it is one.
+    """
+
+    weight: Array
+    loss: float
+    note: str = ""
+    grid: Pattern | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What one layer's curve needs: its metrics by group, its form, the strengths, and where it is held at zero."""
+
+    metrics: Sequence[Metric]
+    form: Layer
+    strengths: Sequence[float]
+    held: Array | None
+
+
+class Coding(Compression):
+    """Options that all such passes share."""
+
+    kind: ClassVar[Kind] = "lossy"
+    after: ClassVar[tuple[str, ...]] = ("fold-batchnorm", "prune-channels")
+    ops: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+    keep: Budget | None = Field(None, description="a share of the source's cost to spend: `stored_bytes`")
+    error: float | None = Field(None, gt=0, lt=1, description="share of a layer's output power that may be lost")
+    statistics: Literal["calibration", "weights"] = Field(
+        "calibration", description="fit to calibration data, or, without any, in the metric of the weights alone"
+    )
+    ridge: float | None = Field(
+        None, ge=0, le=1, description="ridge of all fits, relative to each column's variance; by default as samples ask"
+    )
+    refit: bool = Field(True, description="refit the layers behind the first one that are not coded themselves")
+    sensitivity: bool = Field(True, description="for a budget, measure what each layer's error does to the outputs")
+
+    # -------------------------------------------------------------------------------- what a structure is
+
+    def strengths(self, form: Layer) -> list[float]:
+        """Return the strengths that a curve of a layer tells, mildest first."""
+        raise NotImplementedError
+
+    def wanted(self, name: str) -> float | None:
+        """Return the strength that the options give a layer, if any."""
+        raise NotImplementedError
+
+    def label(self, strength: float) -> str:
+        """Return what a strength is, in words."""
+        raise NotImplementedError
+
+    def unfit(self, form: Layer) -> str:
+        """Return why the layer cannot be coded, or nothing."""
+        return ""
+
+    def fit(self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None) -> Fitted:
+        """Return the weight of the structure that loses least of the metrics' W; held[g, o, d]: False stays zero."""
+        raise NotImplementedError
+
+    def stored(self, form: Layer, strength: float, itemsize: int, zeros: float) -> float:
+        """Return about how many bytes a weight takes at a strength; `zeros`: the share of it that is held at zero."""
+        raise NotImplementedError
+
+    def slices(self, form: Layer) -> Sliced:
+        """Return the parts of a stored weight that have levels or scales of their own."""
+        found = sliced(form, "tensor")
+        assert isinstance(found, Sliced)
+        return found
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Return whether weights that are zero stay so."""
+        return False
+
+    # -------------------------------------------------------------------------------- where
+
+    def sites(self, view: View) -> list[Site | Skip]:
+        """Return the layers whose weight may be coded, and why others are left alone."""
+        found: list[Site | Skip] = []
+        for node in view.graph:
+            if node.op_type not in self.ops or node.domain not in ("", "ai.onnx"):
+                continue
+            form = linear.layer(node)
+            if excluded := view.excluded(node):
+                found.append(excluded)
+            elif reason := form if isinstance(form, str) else self._refusal(node, form, view):
+                found.append(Skip(str(node.name), reason))
+            else:
+                assert isinstance(form, Layer)
+                found.append(Site((form.name,), input=form.input, output=form.output))
+        return found
+
+    def _refusal(self, node: ir.Node, form: Layer, view: View) -> str:
+        value = node.inputs[form.weight]
+        if (reason := graph.weight_refusal(value)) and not storage.is_lossless(value):
+            return reason
+        weight = graph.constant(value)
+        if weight is None or weight.dtype.name not in ("float16", "float32", "float64"):
+            return "its weight is not of a plain float type"
+        if not graph.is_finite(weight):
+            return "its weight is not finite"
+        if weight.size < FEWEST:
+            return f"{weight.size} weights are too few for a smaller form"
+        if _opset(view) < storage.OLDEST:
+            return f"codes need opset {storage.OLDEST}, and the model has {_opset(view)}"
+        if self.statistics == "calibration" and (reason := fitting.refusal(node, form)):
+            return f"{reason}: `statistics: weights` codes it"
+        return self.unfit(form)
+
+    # -------------------------------------------------------------------------------- what it loses and costs
+
+    def prepare(self, sites: Sequence[Site], view: View) -> None:
+        """Fit all sites at all strengths that may be asked for."""
+        tasks = [self._task(self._form(view, site), view) for site in sites]
+        for site, task, lost in zip(sites, tasks, view.map(self.shares_lost, tasks), strict=True):
+            view.remember(("lost", site.nodes[0]), dict(zip(task.strengths, lost, strict=True)))
+
+    def choices(self, site: Site, view: View) -> list[Choice]:
+        """Return the layer as it is (strength 0), then strengths that store less; error is the share of power lost."""
+        form = self._form(view, site)
+        node = graph.node_named(view.graph, form.name)
+        weight = graph.constant(node.inputs[form.weight])
+        assert weight is not None
+        task = self._task(form, view)
+        losses = view.once(
+            ("lost", form.name), lambda: dict(zip(task.strengths, view.map(self.shares_lost, [task])[0], strict=True))
+        )
+        macs = view.costs.nodes(view.model)[form.name][0] if view.costs is not None else weight.size
+        whole = storage.stored_bytes(node.inputs[form.weight])
+        zeros = 0.0 if task.held is None else float(np.mean(~task.held))
+        found = [Choice(0.0, 0.0, weight.size, macs, stored_bytes=float(whole))]
+        for strength, error in losses.items():
+            size = self.stored(form, strength, weight.itemsize, zeros)
+            if size < found[-1].stored_bytes:
+                found.append(Choice(strength, error, weight.size, macs, stored_bytes=size))
+        return found
+
+    def shares_lost(self, task: Task) -> list[float]:
+        """Return the share of a layer's output power that each strength loses, or of its weight's without data."""
+        power = sum(metric.power for metric in task.metrics)
+        losses = [self.fit(task.metrics, task.form, strength, task.held).loss for strength in task.strengths]
+        return [min(loss / power, 1.0) if power > 0 else 0.0 for loss in losses]
+
+    def _task(self, form: Layer, view: View) -> Task:
+        given = self.wanted(form.name)
+        strengths = self.strengths(form) if given is None or self.on_violation == "weaken" else [given]
+        if given is not None and given not in strengths:
+            strengths = sorted({*strengths, given}, key=lambda strength: -self.stored(form, strength, 4, 0.0))
+        return Task(self._metrics(view, form), form, strengths, self._held(view, form))
+
+    def _metrics(self, view: View, form: Layer) -> list[Metric]:
+        """Return W and H of each group of a layer as the graph came in."""
+
+        def compute() -> list[Metric]:
+            W = linear.matrix(graph.node_named(view.graph, form.name), form)
+            if self.statistics == "weights":
+                return [Metric(group, None, float(np.square(group).sum())) for group in W]
+            view.calibration("Give `data.calibration`, or the step `statistics: weights`.")
+            return fitting.metrics(view.observe(self._forms(view))[form.name], W, self.ridge)
+
+        return view.once(("metrics", form.name), compute)
+
+    def _held(self, view: View, form: Layer) -> Array | None:
+        W = linear.matrix(graph.node_named(view.graph, form.name), form)
+        return _free(W) if self.keeps_zeros else None
+
+    def _forms(self, view: View) -> list[Layer]:
+        """Return the layers that may be coded, of the graph as it came in."""
+
+        def forms() -> list[Layer]:
+            return [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
+
+        return view.once("forms", forms)
+
+    def _form(self, view: View, site: Site) -> Layer:
+        form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
+        assert isinstance(form, Layer)
+        return form
+
+    # -------------------------------------------------------------------------------- how strong
+
+    def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
+        """Return the strength that is wanted, or the strongest that loses as little as `error` says."""
+        name, rest = site.nodes[0], choices[1:]
+        if (wanted := self.wanted(name)) is not None:
+            same = [choice for choice in rest if choice.strength == wanted]
+            return same[0] if same else Skip(name, f"{self.label(wanted)} would store no less")
+        fits = [choice for choice in rest if choice.error <= (self.error or 0.0)]
+        if not fits:
+            reason = (
+                f"{self.label(rest[0].strength)}, the mildest, loses {rest[0].error:.3g}"
+                if rest
+                else "no form is smaller"
+            )
+            return Skip(name, reason)
+        return fits[-1]
+
+    def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
+        """Spend a budget over all layers, or pick layer by layer."""
+        if self.keep is None or not curves:
+            return super().plan(curves, view)
+        assert view.costs is not None
+        ((_, share),) = self.keep.given
+        tables = [
+            allocation.Curve(self.impacts(site, choices, view), np.array([choice.stored_bytes for choice in choices]))
+            for site, choices in curves
+        ]
+        now = view.costs.report(view.model).stored_bytes - sum(float(table.costs[0]) for table in tables)
+        try:
+            options = allocation.allocate(tables, share * view.costs.source.stored_bytes - now)
+        except ValueError as error:
+            raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more layers.") from error
+        chosen = [choices[option] for (_, choices), option in zip(curves, options, strict=True)]
+        return [
+            choice if choice.strength else Skip(site.nodes[0], "the budget leaves it as it is")
+            for (site, _), choice in zip(curves, chosen, strict=True)
+        ]
+
+    def impacts(self, site: Site, choices: Sequence[Choice], view: View) -> Array:
+        """Return what each choice does to the outputs, measured by coding this layer alone at some strengths."""
+        errors = np.array([choice.error for choice in choices])
+        if not self.sensitivity or view.stats is None:
+            return errors
+        form, points = self._form(view, site), {}
+        lossy = [choice for choice in choices if choice.error > 0]
+        for index in np.unique(np.linspace(0, len(lossy) - 1, PROBES).round().astype(int)) if lossy else ():
+            choice = lossy[index]
+            trial = graph.copy(view.model)
+            fitted = self.fit(self._metrics(view, form), form, choice.strength, self._held(view, form))
+            self._impose(trial, form, fitted.weight, view)
+            points[choice.error] = view.stats.impact(trial, view.model)
+        return impacts.interpolated(points, errors)
+
+    def _impose(self, model: ir.Model, form: Layer, What: Array, view: View) -> None:
+        """Give a layer a weight, and the bias that keeps its mean output."""
+        node = graph.node_named(model.graph, form.name)
+        bias = None
+        if self.statistics == "calibration" and form.op != "MatMul":
+            old = linear.bias(node, form)
+            assert old is not None
+            mean = view.observe([form])[form.name].mean_x
+            bias = old + np.einsum("god,gd->go", linear.matrix(node, form) - What, mean)
+        linear.store(node, form, What, bias)
+
+    # -------------------------------------------------------------------------------- the fit
+
+    def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
+        """Code layer by layer in topological order, each fitted to what the graph so far makes of the data."""
+        chosen = {site.nodes[0]: (site, choice) for site, choice in plan}
+        if not chosen:
+            return []
+        if view.target.holds("uint4") and view.target.newest >= storage.NATIVE:
+            opsets.raise_to(view.model, storage.NATIVE)  # where it can be: codes of 4 bits then need no unpacking
+        was, before = fitting.forms(view.model), graph.copy(view.model)
+        chain = view.calibration().chain(view.model, before) if self.statistics == "calibration" else None
+        found: list[Site] = []
+        for node in list(view.graph):
+            name = str(node.name)
+            if name in chosen:
+                view.tell(f"{len(found) + 1}/{len(chosen)} layers")
+                found.append(self._code(node, *chosen[name], None if chain is None else (was[name], chain), view))
+            elif found and chain is not None and self.refit and name in was:
+                fitting.refit_node(node, was[name], chain, self.ridge)
+        graph.remove_dead(view.graph)
+        view.changed()
+        return found
+
+    def _code(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain] | None, view: View) -> Site:
+        """Code one layer, fitted on a walk through the data that has come to it, or without data to its weight."""
+        form = linear.layer(node)
+        assert isinstance(form, Layer)
+        W = linear.matrix(node, form)
+        held, bias = _free(W) if self.keeps_zeros else None, None
+        if data is None:
+            metrics = [Metric(group, None, float(np.square(group).sum())) for group in W]
+            fitted = self.fit(metrics, form, choice.strength, held)
+            note = f"{choice.error:.3g} of the weight's power lost"
+        else:
+            fitted, goal, first = self._fitted(node, form, choice.strength, held, data)
+            lost = fitting.lost(first.moments, fitted.weight, goal.bias(fitted.weight))
+            bias = None if form.op == "MatMul" else goal.bias(fitted.weight)
+            note = f"{lost:.3g} of the output's power lost, {choice.error:.3g} predicted"
+        small = self._store(node, form, fitted, bias, _means(view))
+        label = "; ".join(text for text in (f"{self.label(choice.strength)}, {note}", fitted.note, small.name) if text)
+        return Site((form.name,), label, site.input, site.output)
+
+    def _fitted(
+        self, node: ir.Node, form: Layer, strength: float, held: Array | None, data: tuple[Was, Chain]
+    ) -> tuple[Fitted, Goal, Goal]:
+        """Return the fit to the outputs, or to what the activation behind shows of them if better, and the goals."""
+        was, chain = data
+
+        def rough(goal: Goal) -> Array:
+            return self.fit(goal.metrics, form, strength, held).weight
+
+        first = goal = fitting.goal(node, was, chain, self.ridge, rough)
+        fitted = best = self.fit(goal.metrics, form, strength, held)
+        best_goal, least = goal, math.inf
+        for _ in range(fitting.SIGHTS):
+            again = fitting.seen(goal, fitted.weight, was, chain)
+            if again is None or again[1] >= least:
+                break
+            best, best_goal, (goal, least) = fitted, goal, again
+            fitted = self.fit(goal.metrics, form, strength, held)
+        else:
+            return fitted, goal, first
+        return best, best_goal, first
+
+    def _store(self, node: ir.Node, form: Layer, fitted: Fitted, bias: Array | None, means: Means) -> Form:
+        """Give the node its weight in the smallest form, and its bias."""
+        if "alpha" in node.attributes:
+            node.attributes.pop("alpha")  # the fitted weight has it in it
+        try:
+            linear.store(node, form, fitted.weight, bias)
+        except FloatingPointError as error:
+            raise PassError(str(error), hint="Leave the layer alone with `skip`.") from error
+        plain = graph.constant(node.inputs[form.weight])
+        assert plain is not None
+        part = self.slices(form)
+        grid = None if fitted.grid is None else _grid(form, fitted.grid, part, plain, means)
+        small = storage.smallest(plain, means, [part], [] if grid is None else [grid])
+        storage.replace_weight(node, form.weight, small, means)
+        return small
+
+
+def _free(W: Array) -> Array | None:
+    """Return where a weight is not zero; None where nothing is."""
+    free = W != 0
+    return None if free.all() else free
+
+
+def _opset(view: View) -> int:
+    return int(view.graph.opset_imports.get("", 1))
+
+
+def _means(view: View) -> Means:
+    return Means(_opset(view), view.target.runs, view.target.holds("uint4"))
+
+
+def scaled(parts: Sequence[Scaled], metrics: Sequence[Metric], form: Layer) -> Fitted:
+    """Return what groups as patterns times scales make of a layer."""
+    lost = codebooks.lost(parts, [metric.W for metric in metrics], [metric.H for metric in metrics])
+    scale = parts[0].scale
+    blocks = scale if scale.size == 1 else scale.reshape(form.groups, form.out, -1)
+    grid = Pattern(
+        np.stack([part.code for part in parts]),
+        parts[0].pattern,
+        blocks.reshape(*(1,) * (3 - blocks.ndim), *blocks.shape),
+    )
+    return Fitted(np.stack([part.values for part in parts]), lost, grid=None if parts[0].mask is not None else grid)
+
+
+def sliced(form: Layer, scope: Scope, columns: int = 0) -> Sliced | str:
+    """Return how a stored weight falls into parts of their own: rows, or blocks of columns; or why it does not."""
+    rows, d = form.groups * form.out, form.columns
+    if scope == "tensor":
+        return Sliced(1, rows * d, 1)
+    if form.op == "ConvTranspose":
+        return "the weights of an output channel of a ConvTranspose do not lie together: `scope: tensor` codes it"
+    size = d if scope == "channel" else columns
+    if d % size:
+        return f"its rows of {d} weights do not fall into groups of {size}"
+    turned = not form.kernel and not form.wide
+    return Sliced(d // size, size, rows) if turned else Sliced(rows * (d // size), size, 1)
+
+
+def _grid(form: Layer, grid: Pattern, part: Sliced, plain: Array, means: Means) -> Grid | None:
+    """Return codes[g, o, d] and scales[g, o, blocks] as the weight stores them; None unless every bit comes back."""
+    codes = linear.arranged(form, grid.codes).reshape(part.shape)
+    scale = (grid.scale[0].T if part.c > 1 else grid.scale).reshape(-1, 1, part.c).astype(plain.dtype)
+    pattern = grid.pattern.astype(plain.dtype)
+    same = np.array_equal((pattern[codes] * scale).reshape(plain.shape), plain)
+    return Grid(codes, pattern, scale, plain.shape, means) if same else None

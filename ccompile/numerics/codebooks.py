@@ -1,0 +1,260 @@
+"""Weights that share a few values, fitted in the metric of the inputs: where the values start, and how they settle.
+
+minimise  sum_p tr( (What_p - W_p) H_p (What_p - W_p)^T )   over matrices p (the groups of a convolution), whose
+entries come from tables of free levels, or from a pattern times a scale: one for all, one per row, or one per block of
+columns of a row.
+
+Levels start as the exact one-dimensional k-means of the weights, each weighted by what its error costs; scales as the
+best of a grid of clippings by the same cost. Codes come from error feedback; then parameters and codes are bettered in
+turn (see levels).
+Source: Gong et al. 2014, arXiv:1412.6115; Choi et al. 2017, arXiv:1612.01543 (Hessian weights, entropy constraint);
+Kim et al. 2023, arXiv:2306.07629 (SqueezeLLM); Frantar et al. 2022, arXiv:2210.17323 (feedback); Banner et al. 2018,
+arXiv:1810.05723 (clipping).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ccompile.numerics import kmeans, levels
+from ccompile.numerics.levels import Coded, Scaled, Structure
+
+Array = npt.NDArray[Any]
+Scope = Literal["tensor", "channel", "group"]
+Start = Literal["optimal", "lloyd", "mixture"]
+Rounding = Literal["nearest", "feedback", "stochastic"]
+S = TypeVar("S", bound=Structure)
+
+ROUNDS = 4  # most times that parameters and codes are bettered in turn
+ROW_CELLS = 256  # cells of the k-means of a table of its own
+PROGRESS = 3e-3  # the share of the loss that a round must still gain
+CLIPPINGS = 40  # scales tried, of the range that the largest weight needs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What has parameters of its own: a weight, each row, or blocks of `columns` of a row."""
+
+    scope: Scope = "tensor"
+    columns: int = 0
+
+    def tables(self, W: Sequence[Array]) -> list[Array]:
+        """Return which table each entry of each matrix takes, [o or 1, d or 1]."""
+        if self.scope == "tensor":
+            return [np.zeros((1, 1), np.int64) for _ in W]
+        found, begin = [], 0
+        for each in W:
+            o, d = each.shape
+            size = self.columns if self.scope == "group" else d
+            blocks = -(-d // size)
+            rows = begin + blocks * np.arange(o)[:, None]
+            found.append(rows + np.arange(d)[None, :] // size if blocks > 1 else rows)
+            begin += o * blocks
+        return found
+
+
+@dataclass(frozen=True)
+class Levels:
+    """How `fit` finds k free levels per table. weighted: by what errors cost; half: rounded to float16."""
+
+    k: int
+    layout: Layout = Layout()
+    start: Start = "optimal"
+    weighted: bool = True
+    feedback: bool = True
+    half: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How `quantise` finds scales of a pattern. search: clip where that loses less; power: scales are powers of two."""
+
+    pattern: tuple[float, ...]
+    layout: Layout = Layout()
+    search: bool = True
+    power: bool = False
+    rounding: Rounding = "feedback"
+    half: bool = False
+    seed: int = 0
+
+
+def fit(
+    W: Sequence[Array], H: Sequence[Array | None], plan: Levels, mask: Sequence[Array] | None = None
+) -> list[Coded]:
+    """Return each matrix coded. W[p][o, d], H[p][d, d] or None; mask[p]: False where an entry is held at zero.
+
+    With a mask one of the k values is the zero. Raises ValueError for k < 1, or < 2 with a mask.
+    """
+    k = plan.k - (mask is not None)
+    if k < 1:
+        raise ValueError(f"{plan.k} values: there must be one, and one more where zeros are kept")
+    masks: Sequence[Array | None] = mask if mask is not None else [None] * len(W)
+    layout = plan.layout.tables(W)
+    samples = _samples(W, H if plan.weighted else [None] * len(W), masks, layout)
+    tables = np.full((len(samples), k), np.inf)
+    tables[:, 0] = 0.0
+    for table, (values, cost) in enumerate(samples):
+        if len(values):
+            found = _means(values, cost, k, plan.start, kmeans.CELLS if len(samples) == 1 else ROW_CELLS)
+            tables[table, : len(found)] = found
+    parts = [
+        Coded(table=table, code=np.zeros(each.shape, np.int32), mask=held, tables=tables)
+        for table, each, held in zip(layout, W, masks, strict=True)
+    ]
+    return bettered(parts, W, H, plan.feedback, _half_levels if plan.half else None)
+
+
+def quantise(
+    W: Sequence[Array], H: Sequence[Array | None], plan: Grid, mask: Sequence[Array] | None = None
+) -> list[Scaled]:
+    """Return each matrix as a pattern times scales. W[p][o, d], H[p][d, d] or None; mask as in `fit`."""
+    pattern = np.array(plan.pattern, np.float64)
+    masks: Sequence[Array | None] = mask if mask is not None else [None] * len(W)
+    layout = plan.layout.tables(W)
+    samples = _samples(W, H, masks, layout)
+    scale = np.array([_clipped(values, cost, pattern, plan) for values, cost in samples])
+    fixed = plan.power or not plan.search
+    parts = [
+        Scaled(table=table, code=np.zeros(each.shape, np.int32), mask=held, pattern=pattern, scale=scale, fixed=fixed)
+        for table, each, held in zip(layout, W, masks, strict=True)
+    ]
+    if plan.half:
+        parts = [_half_scale(part) for part in parts]
+    if plan.rounding == "stochastic":
+        rng = np.random.default_rng(plan.seed)
+        return [_stochastic(part, each, rng) for part, each in zip(parts, W, strict=True)]
+    return bettered(parts, W, H, plan.rounding == "feedback", _half_scale if plan.half and not fixed else None)
+
+
+def bettered(
+    parts: Sequence[S],
+    W: Sequence[Array],
+    H: Sequence[Array | None],
+    feedback: bool = True,
+    rounded: Callable[[S], S] | None = None,
+) -> list[S]:
+    """Return parts with codes, and parameters and codes bettered in turn while that pays.
+
+    feedback: codes by error feedback and descent, not by rounding alone. rounded: makes parameters representable; the
+    codes are fitted to what it makes.
+    """
+
+    def move(parts: Sequence[S], step: Callable[[S, Array, Array | None], S]) -> list[S]:
+        return [step(part, each, metric) for part, each, metric in zip(parts, W, H, strict=True)]
+
+    again: Callable[[S, Array, Array | None], S] = levels.descend if feedback else levels.round_to
+    best = move(parts, levels.feedback if feedback else levels.round_to)
+    least = lost(best, W, H)
+    for _ in range(ROUNDS):
+        trial = move(levels.settle(best, W, H), again)
+        now = lost(trial, W, H)
+        if now >= least:
+            break
+        gained, best, least = least - now, trial, now
+        if gained <= PROGRESS * now:
+            break
+    return best if rounded is None else move([rounded(part) for part in best], again)
+
+
+def lost(parts: Sequence[Structure], W: Sequence[Array], H: Sequence[Array | None]) -> float:
+    """Return the summed loss, and what codes are charged for."""
+    return sum(levels.objective(part, each, metric) for part, each, metric in zip(parts, W, H, strict=True))
+
+
+def integers(bits: int) -> tuple[float, ...]:
+    """Return the signed integers of so many bits.
+
+    >>> integers(2)
+    (-2.0, -1.0, 0.0, 1.0)
+    """
+    return tuple(float(number) for number in range(-(2 ** (bits - 1)), 2 ** (bits - 1)))
+
+
+def powers(bits: int) -> tuple[float, ...]:
+    """Return 0 and signed powers of two from 1 down, in 2^bits - 1 values.
+
+    >>> powers(3)
+    (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
+    """
+    positive = [2.0**-exponent for exponent in range(2 ** (bits - 1) - 1)]
+    return tuple([-power for power in positive] + [0.0] + positive[::-1])
+
+
+def _samples(
+    W: Sequence[Array], H: Sequence[Array | None], masks: Sequence[Array | None], layout: Sequence[Array]
+) -> list[tuple[Array, Array]]:
+    """Return the free weights of each table and what their squared errors cost."""
+    values, costs, places = [], [], []
+    for each, metric, held, table in zip(W, H, masks, layout, strict=True):
+        cost = np.ones(each.shape) if metric is None else np.broadcast_to(metric.diagonal(), each.shape)
+        free = np.ones(each.shape, bool) if held is None else held
+        values.append(each[free])
+        costs.append(cost[free])
+        places.append(np.broadcast_to(table, each.shape)[free])
+    flat, cost, place = (np.concatenate(part) for part in (values, costs, places))
+    count = max(int(table.max()) for table in layout) + 1
+    order = np.argsort(place, kind="stable")
+    edges = np.searchsorted(place[order], np.arange(count + 1))
+    parts = [order[edges[number] : edges[number + 1]] for number in range(count)]
+    return [(flat[at], cost[at]) for at in parts]
+
+
+def _means(values: Array, cost: Array, k: int, start: Start, cells: int) -> Array:
+    if start == "mixture":
+        return kmeans.mixture(values, cost, k)
+    if start == "lloyd":
+        return np.unique(kmeans.lloyd(values, cost, np.linspace(values.min(), values.max(), k)))
+    return kmeans.centroids(values, cost, k, cells)
+
+
+def _clipped(values: Array, cost: Array, pattern: Array, plan: Grid) -> float:
+    """Return the scale of a pattern that costs least on values, of clippings of the one that holds them all."""
+    top = float(np.abs(values).max(initial=0.0))
+    if top == 0:
+        return 1.0
+    whole = top / float(min(-pattern[0], pattern[-1]))
+    if plan.power:
+        whole = 2.0 ** np.ceil(np.log2(whole))
+        tried = np.array([whole, whole / 2, whole / 4]) if plan.search else np.array([whole])
+    else:
+        tried = whole * np.linspace(1.0, 0.2, CLIPPINGS) if plan.search else np.array([whole])
+    costs = []
+    for scale in tried:
+        part = Scaled(
+            table=np.zeros((1, 1), np.int64), code=np.zeros((1, 1), np.int32), pattern=pattern, scale=np.array([scale])
+        )
+        costs.append(float((cost * np.square(part.level(part.pick(values, 0, 1.0), 0) - values)).sum()))
+    return float(tried[int(np.argmin(costs))])
+
+
+def _stochastic(part: Scaled, W: Array, rng: np.random.Generator) -> Scaled:
+    """Return codes of the value below or above, at random, so that each weight's expectation is its value.
+
+    Source: Gupta et al. 2015, arXiv:1502.02551, section 3.
+    """
+    relative = W / np.broadcast_to(part.scale[part.table], W.shape)
+    above = np.clip(np.searchsorted(part.pattern, relative, side="right"), 1, len(part.pattern) - 1)
+    low, high = part.pattern[above - 1], part.pattern[above]
+    share = np.clip((relative - low) / (high - low), 0.0, 1.0)
+    return part.coded((above - 1 + (rng.random(W.shape) < share)).astype(np.int32))
+
+
+def _half_levels(part: Coded) -> Coded:
+    return part.with_tables(_half(part.tables))
+
+
+def _half_scale(part: Scaled) -> Scaled:
+    return replace(part, scale=_half(part.scale))
+
+
+def _half(array: Array) -> Array:
+    """Return an array rounded to float16 where that is finite and not zero for what is not."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16).astype(np.float64)
+    good = np.isfinite(half) & ((half != 0) | (array == 0))
+    return np.where(good, half, array)

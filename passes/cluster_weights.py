@@ -1,0 +1,111 @@
+"""Let the weights of a layer share a few values, and store a short code for each.
+
+y = W x + b  becomes  y = C[code] x + b',  C[k] a table of levels, code[o, d] of log2 k bits. On calibration data codes
+and levels lose the least output: levels start as the exact k-means of the weights in one dimension, each weighted by
+what its error costs; codes come from error feedback through the inputs' covariance; then levels and codes are bettered
+in turn; the mean goes into the bias. Weights that are zero stay so. The runtime looks the codes up once, when it opens
+a session: the file shrinks, the speed stays.
+
+Fires:  Conv, ConvTranspose, Gemm, MatMul with one constant float weight, where codes and levels store less.
+Error:  E|dy|^2 = tr((What - W) H (What - W)^T), measured on calibration data, H the inputs' covariance.
+Cost:   bits per weight for its code, and the tables; multiply-adds as before.
+Source: Gong et al. 2014, arXiv:1412.6115; Han et al. 2016, arXiv:1510.00149; Choi et al. 2017, arXiv:1612.01543;
+        Ullrich et al. 2017, arXiv:1702.04008 (mixture); Frantar et al. 2022, arXiv:2210.17323 (feedback).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from ccompile import storage
+from ccompile.coding import Coding, Fitted, sliced
+from ccompile.core import Array
+from ccompile.fitting import Metric
+from ccompile.moments import Layer
+from ccompile.numerics import codebooks
+from ccompile.storage import Sliced
+
+Bits = Annotated[int, Field(ge=1, le=8)]
+MOST = 6  # bits at the mild end of a curve: beyond, hardly anything is lost
+
+
+class ClusterWeights(Coding):
+    """Options of cluster-weights: exactly one of bits, levels, error and keep."""
+
+    bits: Bits | None = Field(None, description="bits of a code: 2^bits levels")
+    levels: int | None = Field(None, ge=2, le=256, description="number of levels of a table")
+    layers: dict[str, Bits] = Field({}, description="bits where a node's name fits the glob, instead of the others")
+    scope: Literal["tensor", "channel", "group"] = Field(
+        "tensor", description="what has a table of its own: a weight, each output channel, or blocks of its columns"
+    )
+    columns: int = Field(64, ge=8, le=65_536, description="columns of a block, for `scope: group`")
+    start: Literal["optimal", "lloyd", "mixture"] = Field(
+        "optimal", description="levels start as the exact k-means, as Lloyd's from even ones, or as a Gaussian mixture"
+    )
+    weighted: bool = Field(True, description="start from k-means that counts each weight by its input's power")
+    feedback: bool = Field(True, description="let later columns make up for the errors of earlier ones")
+    zeros: bool = Field(True, description="weights that are zero stay zero")
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Self:
+        if sum(value is not None for value in (self.bits, self.levels, self.error, self.keep)) != 1:
+            raise ValueError("give exactly one of `bits`, `levels`, `error` and `keep`")
+        if self.keep is not None and self.keep.stored_bytes is None:
+            raise ValueError("`keep` spends `stored_bytes`: clusters leave parameters and multiply-adds as they are")
+        return self
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Return whether weights that are zero stay so."""
+        return self.zeros
+
+    def strengths(self, form: Layer) -> list[float]:
+        """Return numbers of levels."""
+        return [float(2**bits) for bits in range(MOST, 0, -1)]
+
+    def wanted(self, name: str) -> float | None:
+        """Return the number of levels that the options give a layer."""
+        for glob, bits in self.layers.items():
+            if fnmatch.fnmatchcase(name, glob):
+                return float(2**bits)
+        if self.bits is not None:
+            return float(2**self.bits)
+        return None if self.levels is None else float(self.levels)
+
+    def label(self, strength: float) -> str:
+        """Return the number of levels."""
+        return f"{strength:g} levels"
+
+    def unfit(self, form: Layer) -> str:
+        """Return why the layer cannot have tables of that scope, or nothing."""
+        part = sliced(form, self.scope, self.columns)
+        return part if isinstance(part, str) else ""
+
+    def slices(self, form: Layer) -> Sliced:
+        """Return the parts that have tables of their own."""
+        part = sliced(form, self.scope, self.columns)
+        assert isinstance(part, Sliced)
+        return part
+
+    def fit(self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None) -> Fitted:
+        """Return codes and levels."""
+        layout = codebooks.Layout(self.scope, self.columns)
+        plan = codebooks.Levels(int(strength), layout, self.start, self.weighted, self.feedback, self.scope != "tensor")
+        W, H = [metric.W for metric in metrics], [metric.H for metric in metrics]
+        parts = codebooks.fit(W, H, plan, None if held is None else list(held))
+        return Fitted(np.stack([part.values for part in parts]), codebooks.lost(parts, W, H))
+
+    def stored(self, form: Layer, strength: float, itemsize: int, zeros: float) -> float:
+        """Return the bytes of codes and tables."""
+        part = self.slices(form)
+        count, bits = math.prod(part.shape), storage.bits_of(int(strength))
+        tables = part.a * part.c * strength * (2 if part.a * part.c > 1 else itemsize)
+        plain = storage.packed_bytes(count, bits)
+        masked = count / 8 + storage.packed_bytes(round(count * (1 - zeros)), bits) if zeros else math.inf
+        return min(plain, masked) + tables + 4 * storage.NODE
