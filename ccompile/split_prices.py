@@ -23,7 +23,6 @@ from ccompile.numerics import allocation
 from ccompile.stages import Stage
 
 LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.1, 0.05)  # shares of a layer's MACs that a curve tells
-ROUNDS = 8  # most corrections of a budget whose measure is not a plain sum
 
 
 class Scheme(Protocol):
@@ -133,18 +132,19 @@ def spend(
     assert view.costs is not None
     fixed = float(getattr(view.costs.report(view.model), what)) - sum(float(curve.costs[0]) for curve in curves)
     left = limit - fixed
-    for _ in range(ROUNDS):
-        try:
-            options = allocation.allocate(curves, left)
-        except ValueError as error:
-            raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more layers.") from error
-        chosen = [options_[option] for options_, option in zip(choices, options, strict=True)]
+
+    def solve(left: float) -> list[Choice]:
+        options = allocation.allocate(curves, left)
+        return [options_[option] for options_, option in zip(choices, options, strict=True)]
+
+    def price(chosen: Sequence[Choice]) -> float:
         ranks = {name: int(choice.strength) for name, choice in zip(names, chosen, strict=True) if choice.strength}
-        over = priced_whole(scheme, ranks, what, view) - limit
-        if over <= 1e-9 * limit:
-            return chosen
-        left -= over
-    raise PassError(f"no ranks were found within the budget of {what}", hint="Raise it.")
+        return priced_whole(scheme, ranks, what, view)
+
+    try:
+        return allocation.within(solve, price, limit, left)
+    except ValueError as error:
+        raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more layers.") from error
 
 
 def biases(names: Iterable[str], what: str, view: View) -> float:

@@ -38,7 +38,6 @@ from ccompile.splitting import Split
 Found = list[tuple[int, Site]]
 OURS = {"keep", "layers", "statistics", "refit", "ridge", "tolerance", "on_violation"}
 TOLD = 24  # candidates of a site that the evidence tells
-ROUNDS = 6  # most corrections of the plan after pricing it
 
 
 class Allocate(Compression):
@@ -173,17 +172,15 @@ class Allocate(Compression):
         cost = JointCost(slots, what, view)
         errors = [np.array([option.impact for option in slot.options]) for slot in slots]
         left = limit - split_prices.biases(fitting.forms(view.model), what, view)
-        for _ in range(ROUNDS):
-            try:
-                options = allocation.allocate_interacting(errors, cost, left)
-            except ValueError as error:
-                raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more.") from error
-            chosen = [slot.options[option] for slot, option in zip(slots, options, strict=True)]
-            over = self._priced(slots, chosen, what, view) - limit
-            if over <= 1e-9 * limit:
-                return chosen
-            left -= over
-        raise PassError(f"no choices were found within the budget of {what}", hint="Raise it.")
+
+        def solve(left: float) -> list[Option]:
+            options = allocation.allocate_interacting(errors, cost, left)
+            return [slot.options[option] for slot, option in zip(slots, options, strict=True)]
+
+        try:
+            return allocation.within(solve, lambda chosen: self._priced(slots, chosen, what, view), limit, left)
+        except ValueError as error:
+            raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more.") from error
 
     def _priced(self, slots: Sequence[Slot], chosen: Sequence[Option], what: str, view: View) -> float:
         """Return what the graph costs when it is cut and split so."""
