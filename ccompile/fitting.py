@@ -64,6 +64,28 @@ def is_fittable(node: ir.Node, form: Layer) -> bool:
     return not refusal(node, form) and not graph.weight_refusal(node.inputs[form.weight])
 
 
+def biases(model: ir.Model, names: Iterable[str], what: str) -> float:
+    """Return what the biases may cost in a budget's measure that fits add to these layers."""
+    if what not in ("params", "stored_bytes"):
+        return 0.0
+    known, total = forms(model), 0
+    for name in names:
+        node, form = graph.node_named(model.graph, name), known[name].layer
+        total += bias_added(node, form) * (linear.matrix_dtype(node, form).itemsize if what == "stored_bytes" else 1)
+    return float(total)
+
+
+def bias_added(node: ir.Node, form: Layer) -> int:
+    """Return how many parameters a fit may add to a layer: those of a bias that it has not, or shares."""
+    if form.op == "MatMul":
+        return 0
+    count, value = form.groups * form.out, node.inputs[2] if len(node.inputs) > 2 else None
+    held = graph.constant(value)
+    if value is None or held is None or len(list(value.uses())) > 1:
+        return count
+    return max(0, count - held.size)
+
+
 def refit(
     model: ir.Model,
     wanted: Iterable[str],
@@ -123,7 +145,7 @@ def tried_ridge(
 def _asked(moments: Moments, group: int) -> float:
     """Return the ridge that a group's covariance asks for by its sample size."""
     centred = moments.layer.op != "MatMul"
-    H = moments.centred()[0][group] if centred else _gram(moments)[group]
+    H = moments.centred()[0][group] if centred else gram(moments)[group]
     return shrinkage.ridge_of(shrinkage.standardised(H)[0], moments.rows)
 
 
@@ -228,7 +250,7 @@ def metrics(moments: Moments, W: Array, ridge: float | None) -> list[Metric]:
     as the fit that found W was, and `power` is measured likewise, so that what is lost of it is a share.
     """
     centred = moments.layer.op != "MatMul"
-    grams = moments.centred()[0] if centred else _gram(moments)
+    grams = moments.centred()[0] if centred else gram(moments)
     found = []
     for group, H in zip(W, grams, strict=True):
         R, scale = shrinkage.standardised(H)
@@ -238,7 +260,8 @@ def metrics(moments: Moments, W: Array, ridge: float | None) -> list[Metric]:
     return found
 
 
-def _gram(moments: Moments) -> Array:
+def gram(moments: Moments) -> Array:
+    """Return the sums of x x^T, [g, d, d]."""
     grams = moments.xx if moments.x is None else moments.x.transpose(0, 2, 1) @ moments.x
     assert grams is not None
     return grams

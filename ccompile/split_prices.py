@@ -7,14 +7,14 @@ so that strides, fusions and channel multiples count as they will.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import fitting, graph, stages
+from ccompile import graph, stages
 from ccompile.analysis import linear
 from ccompile.core import Array, Choice, View
 from ccompile.errors import PassError
@@ -145,33 +145,6 @@ def spend(
         return allocation.within(solve, price, limit, left)
     except ValueError as error:
         raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more layers.") from error
-
-
-def biases(names: Iterable[str], what: str, view: View) -> float:
-    """Return what the biases may cost in a budget's measure that fits add to these layers."""
-    if what not in ("params", "stored_bytes"):
-        return 0.0
-    known, total = fitting.forms(view.model), 0
-    for name in names:
-        node, form = graph.node_named(view.graph, name), known[name].layer
-        total += bias_added(node, form) * (itemsize(node, form) if what == "stored_bytes" else 1)
-    return float(total)
-
-
-def bias_added(node: ir.Node, form: Layer) -> int:
-    """Return how many parameters a fit may add to a layer: those of a bias that it has not, or shares."""
-    if form.op == "MatMul":
-        return 0
-    count, value = form.groups * form.out, node.inputs[2] if len(node.inputs) > 2 else None
-    held = graph.constant(value)
-    if value is None or held is None or len(list(value.uses())) > 1:
-        return count
-    return max(0, count - held.size)
-
-
-def itemsize(node: ir.Node, form: Layer) -> int:
-    """Return the bytes of one entry of a layer's weight."""
-    return linear.matrix_dtype(node, form).itemsize
 
 
 def _split_costs(scheme: Scheme, ranks: Mapping[str, int], view: View) -> tuple[dict[str, list[int]], dict[str, float]]:

@@ -325,7 +325,7 @@ class Split(Compression):
         allowed = [self._allowed(site, choices) for site, choices in curves]
         found = []
         for site, choices in zip(sites, allowed, strict=True):
-            size = split_prices.itemsize(graph.node_named(view.graph, site.nodes[0]), self._form(view, site))
+            size = linear.matrix_dtype(graph.node_named(view.graph, site.nodes[0]), self._form(view, site)).itemsize
             costs = np.array([cost_of(choice, what, size) for choice in choices])
             found.append(allocation.Curve(self.impacts(site, choices, view), costs))
         limit = share * float(getattr(view.costs.source, what)) - self._reserve(sites, what, view)
@@ -339,8 +339,8 @@ class Split(Compression):
         """Return what biases may cost that fits give to layers without."""
         if self.statistics == "weights":
             return 0.0
-        known = fitting.forms(view.model)
-        return split_prices.biases(known if self.refit else [site.nodes[0] for site in sites], what, view)
+        names = fitting.forms(view.model) if self.refit else [site.nodes[0] for site in sites]
+        return fitting.biases(view.model, names, what)
 
     def _allowed(self, site: Site, choices: Sequence[Choice]) -> list[Choice]:
         wanted = self._wanted(site.nodes[0])
@@ -407,8 +407,8 @@ class Split(Compression):
             return tuple(macs)
         if what == "seconds":
             return tuple(choice.seconds * part / max(sum(macs), 1e-30) for part in macs)
-        size = split_prices.itemsize(graph.node_named(view.graph, form.name), form) if what == "stored_bytes" else 1
-        return tuple(float(count * size) for count in params)
+        dtype = linear.matrix_dtype(graph.node_named(view.graph, form.name), form)
+        return tuple(float(count * (dtype.itemsize if what == "stored_bytes" else 1)) for count in params)
 
     def rank_left(self, choice: Choice, was: Layer, node: ir.Node, view: View) -> int:
         """Return the rank that a choice comes to where cuts have shrunk the layer; 0 where whole it costs no more.

@@ -171,7 +171,7 @@ class Allocate(Compression):
         """Return the option of each slot; the real graph, cut and split so, keeps the limit."""
         cost = JointCost(slots, what, view)
         errors = [np.array([option.impact for option in slot.options]) for slot in slots]
-        left = limit - split_prices.biases(fitting.forms(view.model), what, view)
+        left = limit - fitting.biases(view.model, fitting.forms(view.model), what)
 
         def solve(left: float) -> list[Option]:
             options = allocation.allocate_interacting(errors, cost, left)

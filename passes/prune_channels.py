@@ -263,10 +263,8 @@ class PruneChannels(Compression):
             by_constant = {(name, 1): float(c[index]) for name, c in view.costs.nodes(view.model).items() if c[index]}
         parts = cuts.terms(groups, by_constant, [self._order(group, view)[0] for group in groups])
         fixed = float(getattr(now, what)) - sum(part.cost for part in parts)
-        if what in ("params", "stored_bytes") and self.refit != "none" and self.statistics == "calibration":
-            lacking = [f.layer for f in fitting.forms(view.model).values() if f.layer.op != "MatMul"]
-            lacking = [f for f in lacking if len(graph.node_named(view.graph, f.name).inputs) < 3]
-            fixed += sum(f.groups * f.out for f in lacking) * (1 if what == "params" else 4)  # biases that a fit adds
+        if self.refit != "none" and self.statistics == "calibration":
+            fixed += fitting.biases(view.model, fitting.forms(view.model), what)
         align = view.target.align if what == "seconds" else None
         price = cuts.total_cost(parts, fixed, align)
         return price, share * float(getattr(source, what))
@@ -398,21 +396,13 @@ def _metrics(view: View, form: Layer, moments: Moments | None, ridge: float | No
         return [_Metric(W[g], np.eye(form.columns), None, 0) for g in range(form.groups)]
     has_bias = form.op != "MatMul" and linear.bias(node, form) is not None
     found = []
-    for g in range(form.groups):
-        H = moments.xx[g] if moments.xx is not None else _gram(moments, g)
+    for g, H in enumerate(fitting.gram(moments)):
         mean = moments.mean_x[g] if has_bias else None
         spread = H if mean is None else H - moments.rows * np.outer(mean, mean)
         chosen = shrinkage.ridge_of(shrinkage.standardised(spread)[0], moments.rows) if ridge is None else ridge
         H = H + chosen * np.diag(spread.diagonal())
         found.append(_Metric(W[g], H, mean, moments.rows if has_bias else 0))
     return found
-
-
-def _gram(moments: Moments, index: int) -> Array:
-    assert moments.x is not None
-    x = moments.x[index]
-    gram: Array = x.T @ x
-    return gram
 
 
 def _from_first(touched: set[str], was: Mapping[str, Was]) -> list[str]:
