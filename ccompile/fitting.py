@@ -195,10 +195,6 @@ class Goal:
         offset: Array = self.moments.mean_y - np.einsum("god,gd->go", What, self.moments.mean_x)
         return offset
 
-    def lost(self, What: Array) -> float:
-        """Return the share of the targets' power that a weight and its bias lose."""
-        return lost(self.moments, What, self.bias(What))
-
 
 def seen(goal: Goal, What: Array, was: Was, chain: Chain) -> tuple[Goal, float] | None:
     """Return the goal towards what the activation behind the layer asked for last shows, and what What loses there.
@@ -214,9 +210,7 @@ def seen(goal: Goal, What: Array, was: Was, chain: Chain) -> tuple[Goal, float] 
     return Goal(moments, tuple(metrics(moments, better, goal.ridge)), goal.old_bias, goal.ridge), moments.left
 
 
-def goal(
-    node: ir.Node, was: Was, chain: Chain, ridge: float | None, structured: Callable[[Goal], Array] | None = None
-) -> Goal:
+def goal(node: ir.Node, was: Was, chain: Chain, ridge: float | None, structured: Callable[[Goal], Array]) -> Goal:
     """Return what a structured weight of the layer is fitted to now; `was` says what the layer is in the source.
 
     structured: makes the weight [g, o, d] from a goal; the ridge is tried with it where rows are few.
@@ -226,15 +220,13 @@ def goal(
     moments = chain.moments(form, was.layer, was.kept)
     W0, b0 = linear.matrix(node, form), linear.bias(node, form)
     assert b0 is not None
-    if structured is not None:
 
-        def fit(others: Moments, tried: float) -> tuple[Array, Array]:
-            towards = _goal(others, W0, b0, tried)
-            What = structured(towards)
-            return What, towards.bias(What)
+    def fit(others: Moments, tried: float) -> tuple[Array, Array]:
+        towards = _goal(others, W0, b0, tried)
+        What = structured(towards)
+        return What, towards.bias(What)
 
-        ridge = tried_ridge(moments, ridge, fit)
-    return _goal(moments, W0, b0, ridge)
+    return _goal(moments, W0, b0, tried_ridge(moments, ridge, fit))
 
 
 def _goal(moments: Moments, W0: Array, b0: Array, ridge: float | None) -> Goal:
