@@ -153,7 +153,7 @@ class PruneChannels(Compression):
 
     def _traces(self, groups: Sequence[Group], view: View) -> list[Trace]:
         if self.criterion == "reconstruction":
-            limits = [group.size - (self._count(_names(group), group.size) or 1) for group in groups]
+            limits = [group.size - self._fewest(group) for group in groups]
             tasks = ((self._consumers(group, view), limit) for group, limit in zip(groups, limits, strict=True))
             return view.map(obs.traced, tasks)
         return [saliency.ranked(self._scores(group, view)) for group in groups]
@@ -201,25 +201,23 @@ class PruneChannels(Compression):
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
         """Return the choice that `layers`, `keep` or `error` ask for."""
         size = int(choices[0].strength)
-        count = self._count(site.nodes, size)
-        if count is not None:
-            fitting = [choice for choice in choices if choice.strength >= count]
-        else:
-            fitting = [choice for choice in choices if choice.error <= (self.error or 0.0)]
-        if fitting[-1].strength == size:
-            return Skip(site.nodes[0], f"all {size} units stay")
-        return fitting[-1]
+        chosen = self._asked(site, choices) or [choice for choice in choices if choice.error <= (self.error or 0.0)][-1]
+        return chosen if chosen.strength < size else Skip(site.nodes[0], f"all {size} units stay")
+
+    def _asked(self, site: Site, choices: Sequence[Choice]) -> Choice | None:
+        """Return the choice that `layers` or `keep` ask for by a number of units, if they do."""
+        count = self._count(site.nodes, int(choices[0].strength))
+        return None if count is None else [choice for choice in choices if choice.strength >= count][-1]
+
+    def _fewest(self, group: Group) -> int:
+        """Return how many units the end of a group's curve keeps; sensitivity is measured along the whole curve."""
+        return 1 if isinstance(self.keep, Budget) else self._count(_names(group), group.size) or 1
 
     def _count(self, names: Sequence[str], size: int) -> int | None:
-        """Return how many units of a group of producers `names` the options ask to keep; None for as few as it takes.
-
-        With a budget `layers` counts later: sensitivity is measured along the whole curve.
-        """
-        if isinstance(self.keep, Budget):
-            return None
+        """Return how many units are asked for of a group of producers `names`; None: what a budget or error takes."""
         globs = (value for glob, value in self.layers.items() if any(fnmatch.fnmatchcase(n, glob) for n in names))
         wanted = next(globs, self.keep)
-        if wanted is None:
+        if wanted is None or isinstance(wanted, Budget):
             return None
         return min(size, wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted)))
 
@@ -228,7 +226,7 @@ class PruneChannels(Compression):
         if not isinstance(self.keep, Budget) or not curves:
             return super().plan(curves, view)
         groups = [view.ask(channels).named(site.nodes[0]) for site, _ in curves]
-        allowed = [_allowed(self.layers, site, choices) for site, choices in curves]
+        allowed = [[asked] if (asked := self._asked(*curve)) else list(curve[1]) for curve in curves]
         cost, limit = self._cost(groups, view)
         kept = [np.array([choice.strength for choice in choices]) for choices in allowed]
         errors = [np.array([choice.error for choice in choices]) for choices in allowed]
@@ -426,16 +424,6 @@ def _kept_rows(keeps: Mapping[Group, Array], was: Mapping[str, Was]) -> dict[str
                 rows = cuts.rows_of(form, positions)
             found[member.node] = found.get(member.node, np.True_) & rows
     return found
-
-
-def _allowed(layers: Mapping[str, float | int], site: Site, choices: Sequence[Choice]) -> list[Choice]:
-    """Return the choices that an override of `layers` leaves: all of them, or the one it asks for."""
-    for glob, wanted in layers.items():
-        if any(fnmatch.fnmatchcase(name, glob) for name in site.nodes):
-            size = choices[0].strength
-            count = wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted))
-            return [[choice for choice in choices if choice.strength >= min(count, size)][-1]]
-    return list(choices)
 
 
 def _cost_of_group(view: View, group: Group, order: Array, loss: Array) -> list[Choice]:
