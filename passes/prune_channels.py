@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
@@ -293,23 +294,21 @@ class PruneChannels(Compression):
         """Cut all groups at once, then refit every layer that reads them in topological order."""
         if not plan:
             return []
-        found = {group.name: group for group in view.ask(channels).groups}
-        said = "predicted error" if self.criterion == "reconstruction" else f"share of {self.criterion} lost"
+        found = [self.left(site, choice, view) for site, choice in plan]
         was, before = fitting.forms(view.model), graph.copy(view.model)
         rows, touched = self.cut(plan, view)
         if self.refit != "none" and self.statistics == "calibration" and view.stats is not None:
             wanted = touched if self.refit == "readers" else _from_first(touched, was)
             goals = {name: Was(known.layer, rows.get(name)) for name, known in was.items()}
             fitting.refit(view.model, wanted, goals, view.stats.chain(view.model, before), self.ridge, view.tell)
-        return [
-            Site(
-                site.nodes,
-                f"{int(choice.strength)} of {found[site.nodes[0]].size} units kept, {said} {choice.error:.3g}"
-                + (", in the metric of the weights alone" if self.statistics == "weights" else ""),
-                output=site.output,
-            )
-            for site, choice in plan
-        ]
+        return found
+
+    def left(self, site: Site, choice: Choice, view: View) -> Site:
+        """Return what is left of a site that will be cut so."""
+        size = view.ask(channels).named(site.nodes[0]).size
+        said = "predicted error" if self.criterion == "reconstruction" else f"share of {self.criterion} lost"
+        metric = ", in the metric of the weights alone" if self.statistics == "weights" else ""
+        return replace(site, note=f"{int(choice.strength)} of {size} units kept, {said} {choice.error:.3g}{metric}")
 
     def cut(self, plan: Sequence[tuple[Site, Choice]], view: View) -> tuple[dict[str, Array], set[str]]:
         """Cut all groups at once; return which output channels stay by layer, and the layers that read a cut."""
