@@ -48,6 +48,7 @@ LAYERS = [
     ["ccompile.sources", "ccompile.sources.*", "ccompile.data"],
     ["ccompile.runtime"],
     ["ccompile.recording", "ccompile.comparison"],
+    ["ccompile.walking"],
     ["ccompile.metrics", "ccompile.sites", "ccompile.soundness", "ccompile.stats"],
     ["ccompile.spec"],
     ["ccompile.evidence", "ccompile.contracts", "ccompile.request"],
