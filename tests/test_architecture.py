@@ -25,7 +25,7 @@ LAYERS = [
     ],
     ["ccompile.numerics", "ccompile.numerics.*"],
     ["ccompile.moments", "ccompile.ledger"],
-    ["ccompile.selectors", "ccompile.validation"],
+    ["ccompile.selectors", "ccompile.validation", "ccompile.tolerance"],
     ["ccompile.overrides"],
     ["ccompile.core"],
     ["ccompile.files"],
