@@ -29,15 +29,15 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from ccompile import fitting, graph, impacts, importance, surgery
-from ccompile.analysis import cuts, linear
+from ccompile import cutting, fitting, graph, impacts, importance
+from ccompile.analysis import cuts
 from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.cuts import Reader
 from ccompile.core import Array, Budget, Choice, Compression, Kind, Share, Site, Skip, Statistics, View
 from ccompile.errors import PassError
 from ccompile.fitting import WIDEST, Was
 from ccompile.moments import Layer, Moments
-from ccompile.numerics import allocation, obs, saliency, shrinkage
+from ccompile.numerics import allocation, obs, saliency
 from ccompile.numerics.obs import Consumer, Trace
 
 
@@ -144,7 +144,7 @@ class PruneChannels(Compression):
         """Return every number of units that may stay; error is the share of the consumers' output power lost."""
         group = view.ask(channels).named(site.nodes[0])
         order, loss = self._order(group, view)
-        base = _cost_of_group(view, group, order, loss)
+        base = cutting.curve(view.model, group, order, loss)
         return [c for c in base if c.strength == group.size or int(c.strength) % self.align == 0]
 
     def _order(self, group: Group, view: View) -> tuple[Array, Array]:
@@ -162,8 +162,7 @@ class PruneChannels(Compression):
     def _scores(self, group: Group, view: View) -> Array:
         """Return the importance of each unit."""
         if self.criterion == "activation":
-            layers = cuts.readers(view.model, group)
-            assert not isinstance(layers, str)
+            layers = cutting.readers(view.model, group)
             return importance.of_activations(layers, self._moments(view), group.size, partial(self._absorbs, view))
         if self.criterion == "random":
             return saliency.random_scores(group.size, view.rng)
@@ -177,16 +176,10 @@ class PruneChannels(Compression):
 
     def _consumers(self, group: Group, view: View) -> list[Consumer]:
         found = []
-        layers = cuts.readers(view.model, group)
-        assert not isinstance(layers, str)
-        for reader in layers:
+        for reader in cutting.readers(view.model, group):
             moments = self._moments(view)[reader.layer.name] if self.statistics == "calibration" else None
-            metrics = _metrics(view, reader.layer, moments, self.ridge)
-            squares = sum(float(np.square(metric.W).sum()) for metric in metrics)
-            power = squares if moments is None else float(moments.power.sum())
-            weight = 1.0 / power if power > 0 else 0.0
-            for index, metric in enumerate(metrics):
-                found.append(Consumer(metric.W, metric.H, reader.unit[index], weight, metric.mean, metric.count))
+            node = graph.node_named(view.graph, reader.layer.name)
+            found += cutting.consumers(node, reader, moments, self.ridge)
         return found
 
     def _moments(self, view: View) -> Mapping[str, Moments]:
@@ -254,19 +247,10 @@ class PruneChannels(Compression):
         """Return the cost of kept[m, site] units in the budget's measure, and its limit."""
         assert isinstance(self.keep, Budget)
         assert view.costs is not None
-        (what, share), source, now = self.keep.given[0], view.costs.source, view.costs.report(view.model)
-        if what in ("params", "stored_bytes"):
-            by_constant = cuts.weight_costs(view.model, groups, what)
-        else:
-            index = 0 if what == "macs" else 1
-            by_constant = {(name, 1): float(c[index]) for name, c in view.costs.nodes(view.model).items() if c[index]}
-        parts = cuts.terms(groups, by_constant, [self._order(group, view)[0] for group in groups])
-        fixed = float(getattr(now, what)) - sum(part.cost for part in parts)
-        if self.refit != "none" and self.statistics == "calibration":
-            fixed += fitting.biases(view.model, fitting.forms(view.model), what)
-        align = view.target.align if what == "seconds" else None
-        price = cuts.total_cost(parts, fixed, align)
-        return price, share * float(getattr(source, what))
+        ((what, share),), orders = self.keep.given, [self._order(group, view)[0] for group in groups]
+        refits = self.refit != "none" and self.statistics == "calibration"
+        reserve = fitting.biases(view.model, fitting.forms(view.model), what) if refits else 0.0
+        return cutting.price(groups, orders, what, reserve, view), share * float(getattr(view.costs.source, what))
 
     def _impacts(
         self, choices: Sequence[Choice], group: Group, wanted: Sequence[Choice], stats: Statistics, view: View
@@ -313,7 +297,7 @@ class PruneChannels(Compression):
     def cut(self, plan: Sequence[tuple[Site, Choice]], view: View) -> tuple[dict[str, Array], set[str]]:
         """Cut all groups at once; return which output channels stay by layer, and the layers that read a cut."""
         keeps = self.keeps(plan, view)
-        rows = _kept_rows(keeps, fitting.forms(view.model))
+        rows = cutting.kept_rows(keeps, fitting.forms(view.model))
         touched = self._cut(view.model, keeps, view)
         view.changed()
         return rows, touched
@@ -336,42 +320,13 @@ class PruneChannels(Compression):
 
     def _cut(self, model: ir.Model, keeps: Mapping[Group, Array], view: View) -> set[str]:
         """Repair the readers' weights for what they lose, then remove it; return the readers' names."""
-        gone: dict[str, tuple[Layer, Array]] = {}
-        for group, keep in keeps.items():
-            layers = cuts.readers(model, group)
-            assert not isinstance(layers, str)
-            for reader in layers:
-                lost = (reader.unit >= 0) & ~keep[reader.unit]
-                form, before = gone.get(reader.layer.name, (reader.layer, np.zeros_like(lost)))
-                gone[reader.layer.name] = form, before | lost
-        rows = _kept_rows(keeps, fitting.forms(model))
-        nodes = {name: graph.node_named(model.graph, name) for name in gone}
-        new = {name: self._repair(nodes[name], form, lost, view) for name, (form, lost) in gone.items()}
-        surgery.remove(model, dict(keeps))
-        for name, bias in new.items():
-            if bias is not None and bias.any():  # no group knows of it: it is cut here
-                graph.replace_constant(nodes[name], 2, bias[rows[name]] if name in rows else bias)
-        return set(gone)
 
-    def _repair(self, node: ir.Node, form: Layer, lost: Array, view: View) -> Array | None:
-        """Make up for lost columns in the others and the bias; return the bias if the node had no input for one."""
-        if self.statistics != "calibration" or self.refit == "none" or not fitting.is_fittable(node, form):
-            return None
-        moments = self._moments(view)[form.name]
-        weights, shifts = [], []
-        for index, metric in enumerate(_metrics(view, form, moments, self.ridge)):
-            unit = np.where(lost[index], 0, -1)
-            consumer = Consumer(metric.W, metric.H, unit, 1.0, metric.mean, metric.count)
-            W, shift = obs.repair(consumer, np.zeros(0, np.int64), 0.0)
-            weights.append(W)
-            shifts.append(shift)
-        old = linear.bias(node, form) if form.op != "MatMul" else None
-        bias = None if old is None else old + np.stack(shifts)
-        if len(node.inputs) > 2:
-            linear.store(node, form, np.stack(weights), bias)
-            return None
-        linear.store(node, form, np.stack(weights), None)
-        return None if bias is None else bias.reshape(-1).astype(linear.matrix_dtype(node, form))
+        def repair(node: ir.Node, form: Layer, lost: Array) -> Array | None:
+            if self.statistics != "calibration" or self.refit == "none" or not fitting.is_fittable(node, form):
+                return None
+            return cutting.repaired(node, form, lost, self._moments(view)[form.name], self.ridge)
+
+        return cutting.cut(model, keeps, repair)
 
 
 def _names(group: Group) -> tuple[str, ...]:
@@ -379,59 +334,7 @@ def _names(group: Group) -> tuple[str, ...]:
     return tuple(dict.fromkeys((group.name, *(member.node for member in group.by_role("producer")))))
 
 
-class _Metric:
-    """One group of a layer: W[o, d], H[d, d], and the mean and count that centre it where a bias can absorb it."""
-
-    def __init__(self, W: Array, H: Array, mean: Array | None, count: int) -> None:
-        self.W, self.H, self.mean, self.count = W, H, mean, count
-
-
-def _metrics(view: View, form: Layer, moments: Moments | None, ridge: float | None) -> list[_Metric]:
-    node = graph.node_named(view.graph, form.name)
-    W = linear.matrix(node, form)
-    if moments is None:
-        return [_Metric(W[g], np.eye(form.columns), None, 0) for g in range(form.groups)]
-    has_bias = form.op != "MatMul" and linear.bias(node, form) is not None
-    found = []
-    for g, H in enumerate(fitting.gram(moments)):
-        mean = moments.mean_x[g] if has_bias else None
-        spread = H if mean is None else H - moments.rows * np.outer(mean, mean)
-        chosen = shrinkage.ridge_of(shrinkage.standardised(spread)[0], moments.rows) if ridge is None else ridge
-        H = H + chosen * np.diag(spread.diagonal())
-        found.append(_Metric(W[g], H, mean, moments.rows if has_bias else 0))
-    return found
-
-
 def _from_first(touched: set[str], was: Mapping[str, Was]) -> list[str]:
     """Return all layers from the first touched one on, in topological order."""
     names = list(was)
     return names[min(names.index(name) for name in touched) :]
-
-
-def _kept_rows(keeps: Mapping[Group, Array], was: Mapping[str, Was]) -> dict[str, Array]:
-    """Return, by layer, which of its output channels stay."""
-    found: dict[str, Array] = {}
-    for group, keep in keeps.items():
-        for member in (*group.by_role("producer"), *group.by_role("through")):
-            form = was[member.node].layer if member.node in was else None
-            if form is None or form.weight != member.input:
-                continue
-            positions = surgery.kept(member.unit, keep)
-            if member.role == "through":  # depthwise: each channel has outputs of its own
-                rows = np.repeat(positions, form.groups * form.out // len(positions))
-            else:
-                rows = cuts.rows_of(form, positions)
-            found[member.node] = found.get(member.node, np.True_) & rows
-    return found
-
-
-def _cost_of_group(view: View, group: Group, order: Array, loss: Array) -> list[Choice]:
-    """Return the group's curve, all units first; params of its own constants, macs left to the driver's costs."""
-    parts = cuts.terms([group], cuts.weight_costs(view.model, [group], "params"), [order])
-    kept = np.arange(group.size, 0, -1)
-    params = cuts.total_cost(parts, 0.0)(kept[:, None])
-    errors = np.concatenate([[0.0], loss])
-    return [
-        Choice(float(count), float(error), round(cost), round(cost))
-        for count, error, cost in zip(kept[: len(errors)], errors, params, strict=False)
-    ]
