@@ -20,7 +20,7 @@ from ccompile.core import Array, Choice, View
 from ccompile.errors import PassError
 from ccompile.moments import Layer
 from ccompile.numerics import allocation
-from ccompile.stages import Stage
+from ccompile.stages import Sides, Stage
 
 LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.1, 0.05)  # shares of a layer's MACs that a curve tells
 
@@ -38,6 +38,14 @@ class Scheme(Protocol):
 
     def stages(self, form: Layer, weights: Sequence[Array]) -> tuple[Stage, ...]:
         """Return one group's stages from their weights, in order."""
+        ...
+
+    def has(self, form: Layer, rank: int) -> bool:
+        """Say whether a rank from 1 to the greatest is one."""
+        ...
+
+    def scales_with(self, form: Layer) -> tuple[Sides, ...]:
+        """Return what each stage's cost goes with."""
         ...
 
 
@@ -83,6 +91,27 @@ def rank_of(scheme: Scheme, share: float, form: Layer, price: LayerPrice) -> int
         fits = price.macs_of(form.groups, scheme.shapes(form, middle)) <= share * price.macs
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
+
+
+def rank_left(scheme: Scheme, rank: int, was: Layer, form: Layer, positions: Sequence[float]) -> int:
+    """Return what a rank planned for `was` comes to in `form`, cut since; 0 where whole that costs no more.
+
+    It is the greatest whose stages, at so many output positions each, cost what the planned ones do when each reads and
+    makes less (`scales_with`), or else the least.
+    """
+    read, made = form.channels / was.channels, (form.groups * form.out) / (was.groups * was.out)
+    parts = zip(positions, scheme.shapes(was, rank), scheme.scales_with(was), strict=True)
+    planned = was.groups * sum(n * math.prod(shape) * read**i * made**o for n, shape, (i, o) in parts)
+
+    def cost(rank: int) -> float:
+        shapes = scheme.shapes(form, rank)
+        return form.groups * sum(n * math.prod(shape) for n, shape in zip(positions, shapes, strict=True))
+
+    able = [r for r in range(min(2 * rank, scheme.most(form)), 0, -1) if scheme.has(form, r)]
+    # A Tucker split's second rank may grow with the ratio of outputs to inputs: then the least rank is nearest.
+    fits = [r for r in able if cost(r) <= planned * (1 + 1e-9)] or able[-1:]
+    whole = positions[-1] * form.groups * form.out * form.columns
+    return fits[0] if fits and cost(fits[0]) < whole else 0
 
 
 def prices(scheme: Scheme, forms: Sequence[Layer], view: View) -> dict[str, LayerPrice]:
