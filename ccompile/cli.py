@@ -20,9 +20,9 @@ from ccompile.errors import CcompileError, ModelError, SpecError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from ccompile.core import Tolerance
     from ccompile.diff import Given
     from ccompile.pipeline import Progress
+    from ccompile.tolerance import Tolerance
 
 OK, BROKEN, WRONG, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 _FILE = click.Path(path_type=Path)
@@ -298,7 +298,7 @@ def check(
 
 
 def _tolerance(limits: dict[str, float]) -> Tolerance | None:
-    from ccompile.core import Tolerance
+    from ccompile.tolerance import Tolerance
     from ccompile.validation import from_options
 
     return from_options(Tolerance, limits) if limits else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccompile.core import EXACT_RELATIVE_L2, EXACT_SHARE, Comparison, OutputComparison, Tolerance, is_inexact
+from ccompile.tolerance import EXACT_RELATIVE_L2, EXACT_SHARE, Comparison, OutputComparison, Tolerance, is_inexact
 
 if TYPE_CHECKING:
     from ccompile.core import Array

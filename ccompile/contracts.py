@@ -9,11 +9,12 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from ccompile.comparison import rtol_of
-from ccompile.core import Comparison, CostReport, OutputComparison, Pass, Site, Tolerance, is_inexact
+from ccompile.core import CostReport, Pass, Site
 from ccompile.evidence import GateRecord
 from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, blame
 from ccompile.spec import Gates
+from ccompile.tolerance import Comparison, OutputComparison, Tolerance, is_inexact
 
 ANY = Tolerance.model_construct(
     relative_l2=math.inf

@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from ccompile import graph, runtime
 from ccompile.comparison import compare, rtol_of
-from ccompile.core import Comparison, Tolerance
 from ccompile.data import DataSpec, open_data
 from ccompile.errors import DataError
 from ccompile.runtime import Settings
+from ccompile.tolerance import Comparison, Tolerance
 
 SAMPLES = 16  # synthetic ones, unless a number is given
 

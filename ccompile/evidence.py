@@ -18,10 +18,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ccompile import __version__
-from ccompile.core import Candidate, Comparison, CostReport, Site, Skip, Tolerance
+from ccompile.core import Candidate, CostReport, Site, Skip
 from ccompile.data import DataSet
 from ccompile.errors import DataError
 from ccompile.sites import SiteError
+from ccompile.tolerance import Comparison, Tolerance
 
 SCHEMA = 1
 Verdict = Literal["kept", "weakened", "reverted", "failed"]
@@ -54,7 +55,7 @@ class OutputRecord(Record):
 
 
 class ComparisonRecord(Record):
-    """core.Comparison."""
+    """tolerance.Comparison."""
 
     samples: int
     outputs: tuple[OutputRecord, ...]

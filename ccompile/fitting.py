@@ -64,6 +64,28 @@ def is_fittable(node: ir.Node, form: Layer) -> bool:
     return not refusal(node, form) and not graph.weight_refusal(node.inputs[form.weight])
 
 
+def biases(model: ir.Model, names: Iterable[str], what: str) -> float:
+    """Return what the biases may cost in a budget's measure that fits add to these layers."""
+    if what not in ("params", "stored_bytes"):
+        return 0.0
+    known, total = forms(model), 0
+    for name in names:
+        node, form = graph.node_named(model.graph, name), known[name].layer
+        total += bias_added(node, form) * (linear.matrix_dtype(node, form).itemsize if what == "stored_bytes" else 1)
+    return float(total)
+
+
+def bias_added(node: ir.Node, form: Layer) -> int:
+    """Return how many parameters a fit may add to a layer: those of a bias that it has not, or shares."""
+    if form.op == "MatMul":
+        return 0
+    count, value = form.groups * form.out, node.inputs[2] if len(node.inputs) > 2 else None
+    held = graph.constant(value)
+    if value is None or held is None or len(list(value.uses())) > 1:
+        return count
+    return max(0, count - held.size)
+
+
 def refit(
     model: ir.Model,
     wanted: Iterable[str],
@@ -123,7 +145,7 @@ def tried_ridge(
 def _asked(moments: Moments, group: int) -> float:
     """Return the ridge that a group's covariance asks for by its sample size."""
     centred = moments.layer.op != "MatMul"
-    H = moments.centred()[0][group] if centred else _gram(moments)[group]
+    H = moments.centred()[0][group] if centred else gram(moments)[group]
     return shrinkage.ridge_of(shrinkage.standardised(H)[0], moments.rows)
 
 
@@ -173,10 +195,6 @@ class Goal:
         offset: Array = self.moments.mean_y - np.einsum("god,gd->go", What, self.moments.mean_x)
         return offset
 
-    def lost(self, What: Array) -> float:
-        """Return the share of the targets' power that a weight and its bias lose."""
-        return lost(self.moments, What, self.bias(What))
-
 
 def seen(goal: Goal, What: Array, was: Was, chain: Chain) -> tuple[Goal, float] | None:
     """Return the goal towards what the activation behind the layer asked for last shows, and what What loses there.
@@ -192,9 +210,7 @@ def seen(goal: Goal, What: Array, was: Was, chain: Chain) -> tuple[Goal, float] 
     return Goal(moments, tuple(metrics(moments, better, goal.ridge)), goal.old_bias, goal.ridge), moments.left
 
 
-def goal(
-    node: ir.Node, was: Was, chain: Chain, ridge: float | None, structured: Callable[[Goal], Array] | None = None
-) -> Goal:
+def goal(node: ir.Node, was: Was, chain: Chain, ridge: float | None, structured: Callable[[Goal], Array]) -> Goal:
     """Return what a structured weight of the layer is fitted to now; `was` says what the layer is in the source.
 
     structured: makes the weight [g, o, d] from a goal; the ridge is tried with it where rows are few.
@@ -204,15 +220,13 @@ def goal(
     moments = chain.moments(form, was.layer, was.kept)
     W0, b0 = linear.matrix(node, form), linear.bias(node, form)
     assert b0 is not None
-    if structured is not None:
 
-        def fit(others: Moments, tried: float) -> tuple[Array, Array]:
-            towards = _goal(others, W0, b0, tried)
-            What = structured(towards)
-            return What, towards.bias(What)
+    def fit(others: Moments, tried: float) -> tuple[Array, Array]:
+        towards = _goal(others, W0, b0, tried)
+        What = structured(towards)
+        return What, towards.bias(What)
 
-        ridge = tried_ridge(moments, ridge, fit)
-    return _goal(moments, W0, b0, ridge)
+    return _goal(moments, W0, b0, tried_ridge(moments, ridge, fit))
 
 
 def _goal(moments: Moments, W0: Array, b0: Array, ridge: float | None) -> Goal:
@@ -228,7 +242,7 @@ def metrics(moments: Moments, W: Array, ridge: float | None) -> list[Metric]:
     as the fit that found W was, and `power` is measured likewise, so that what is lost of it is a share.
     """
     centred = moments.layer.op != "MatMul"
-    grams = moments.centred()[0] if centred else _gram(moments)
+    grams = moments.centred()[0] if centred else gram(moments)
     found = []
     for group, H in zip(W, grams, strict=True):
         R, scale = shrinkage.standardised(H)
@@ -238,7 +252,8 @@ def metrics(moments: Moments, W: Array, ridge: float | None) -> list[Metric]:
     return found
 
 
-def _gram(moments: Moments) -> Array:
+def gram(moments: Moments) -> Array:
+    """Return the sums of x x^T, [g, d, d]."""
     grams = moments.xx if moments.x is None else moments.x.transpose(0, 2, 1) @ moments.x
     assert grams is not None
     return grams

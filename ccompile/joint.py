@@ -16,9 +16,11 @@ import numpy as np
 
 from ccompile.analysis import cuts
 from ccompile.analysis.channels import Group
-from ccompile.core import Array, Choice, Site, View
+from ccompile.core import Array, Candidate, Choice, Site, View
 from ccompile.moments import Layer
 from ccompile.stages import Sides
+
+TOLD = 24  # candidates of a slot that the evidence tells
 
 
 @runtime_checkable
@@ -31,6 +33,10 @@ class Cutter(Protocol):
 
     def keeps(self, plan: Sequence[tuple[Site, Choice]], view: View) -> dict[Group, Array]:
         """Return which units of each group stay."""
+        ...
+
+    def left(self, site: Site, choice: Choice, view: View) -> Site:
+        """Return what is left of a site that will be cut so."""
         ...
 
     def cut(self, plan: Sequence[tuple[Site, Choice]], view: View) -> tuple[dict[str, Array], set[str]]:
@@ -62,6 +68,36 @@ class Slot:
     layer: Layer | None = None
     group: Group | None = None
     order: Array | None = None
+
+
+def frontier(options: Sequence[Option]) -> tuple[Option, ...]:
+    """Return the first option, and those that no cheaper or equal one beats, mildest first; cuts stay as they are."""
+    whole, rest = options[0], options[1:]
+    if not any(option.stages for option in rest):
+        return tuple(options)
+    kept: list[Option] = []
+    for option in sorted(rest, key=lambda o: (sum(o.stages), o.impact, o.technique)):
+        if not kept or option.impact < kept[-1].impact:
+            kept.append(option)
+    return whole, *kept[::-1]
+
+
+def candidates(slot: Slot, chosen: Option) -> tuple[Candidate, ...]:
+    """Return what was weighed at a slot, as the evidence tells it, cheapest first; of many, TOLD spread evenly."""
+    found = [
+        Candidate(
+            option.technique if index else "none",
+            option.choice.strength,
+            option.choice.error,
+            option.impact,
+            sum(option.stages) if option.stages else float(option.choice.macs),
+            option is chosen,
+        )
+        for index, option in enumerate(slot.options)
+    ]
+    found.sort(key=lambda candidate: candidate.cost)
+    step = -(-len(found) // TOLD)
+    return tuple(one for index, one in enumerate(found) if one.chosen or index % step == 0 or index == len(found) - 1)
 
 
 class JointCost:

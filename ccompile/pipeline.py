@@ -18,7 +18,7 @@ from ccompile import target as targets
 from ccompile.acting import act
 from ccompile.analysis.shapes import ValueType, infer
 from ccompile.comparison import class_axis, compare, rtol_of
-from ccompile.core import Comparison, CostReport, Pass, PassResult, Site, Tolerance, View
+from ccompile.core import CostReport, Pass, PassResult, Site, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
 from ccompile.errors import ContractError, DataError, ModelError, PassError, Problem, SpecError
@@ -44,6 +44,7 @@ from ccompile.sites import SiteError, site_errors
 from ccompile.soundness import Constancy, refuse_random
 from ccompile.spec import Spec
 from ccompile.stats import Calibration
+from ccompile.tolerance import Comparison, Tolerance
 from ccompile.weakening import weakest
 
 

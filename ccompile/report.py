@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ccompile import registry
-from ccompile.core import Pass, is_inexact
+from ccompile.core import Pass
 from ccompile.cost import ModelCost, NodeCost
 from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, OutputRecord, StepRecord
 from ccompile.inspection import Acts, Coupling, GroupFacts
+from ccompile.tolerance import is_inexact
 
 _STYLE = {
     "kept": "green",

@@ -13,9 +13,10 @@ import onnx_ir as ir
 
 from ccompile import graph, runtime
 from ccompile.comparison import Running
-from ccompile.core import EXACT_RELATIVE_L2, OutputComparison, Site
+from ccompile.core import Site
 from ccompile.recording import HELD_BYTES, runs_within
 from ccompile.runtime import Feeds, Settings
+from ccompile.tolerance import EXACT_RELATIVE_L2, OutputComparison
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import models_json_schema
 
 from ccompile import marks, registry
-from ccompile.core import Pass, Tolerance
+from ccompile.core import Pass
 from ccompile.data import DataSpec
 from ccompile.declaration import Declaration
 from ccompile.errors import CcompileError, Problem, SpecError, nearest
 from ccompile.marks import Document
 from ccompile.overrides import override
 from ccompile.target import Target, load_target, target_file, target_names
+from ccompile.tolerance import Tolerance
 from ccompile.validation import shortened, shown, validated
 
 DEFAULT_TARGET = "generic-cpu"

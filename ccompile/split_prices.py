@@ -7,23 +7,22 @@ so that strides, fusions and channel multiples count as they will.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import fitting, graph, stages
+from ccompile import graph, stages
 from ccompile.analysis import linear
 from ccompile.core import Array, Choice, View
 from ccompile.errors import PassError
 from ccompile.moments import Layer
 from ccompile.numerics import allocation
-from ccompile.stages import Stage
+from ccompile.stages import Sides, Stage
 
 LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.1, 0.05)  # shares of a layer's MACs that a curve tells
-ROUNDS = 8  # most corrections of a budget whose measure is not a plain sum
 
 
 class Scheme(Protocol):
@@ -39,6 +38,14 @@ class Scheme(Protocol):
 
     def stages(self, form: Layer, weights: Sequence[Array]) -> tuple[Stage, ...]:
         """Return one group's stages from their weights, in order."""
+        ...
+
+    def has(self, form: Layer, rank: int) -> bool:
+        """Say whether a rank from 1 to the greatest is one."""
+        ...
+
+    def scales_with(self, form: Layer) -> tuple[Sides, ...]:
+        """Return what each stage's cost goes with."""
         ...
 
 
@@ -84,6 +91,27 @@ def rank_of(scheme: Scheme, share: float, form: Layer, price: LayerPrice) -> int
         fits = price.macs_of(form.groups, scheme.shapes(form, middle)) <= share * price.macs
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
+
+
+def rank_left(scheme: Scheme, rank: int, was: Layer, form: Layer, positions: Sequence[float]) -> int:
+    """Return what a rank planned for `was` comes to in `form`, cut since; 0 where whole that costs no more.
+
+    It is the greatest whose stages, at so many output positions each, cost what the planned ones do when each reads and
+    makes less (`scales_with`), or else the least.
+    """
+    read, made = form.channels / was.channels, (form.groups * form.out) / (was.groups * was.out)
+    parts = zip(positions, scheme.shapes(was, rank), scheme.scales_with(was), strict=True)
+    planned = was.groups * sum(n * math.prod(shape) * read**i * made**o for n, shape, (i, o) in parts)
+
+    def cost(rank: int) -> float:
+        shapes = scheme.shapes(form, rank)
+        return form.groups * sum(n * math.prod(shape) for n, shape in zip(positions, shapes, strict=True))
+
+    able = [r for r in range(min(2 * rank, scheme.most(form)), 0, -1) if scheme.has(form, r)]
+    # A Tucker split's second rank may grow with the ratio of outputs to inputs: then the least rank is nearest.
+    fits = [r for r in able if cost(r) <= planned * (1 + 1e-9)] or able[-1:]
+    whole = positions[-1] * form.groups * form.out * form.columns
+    return fits[0] if fits and cost(fits[0]) < whole else 0
 
 
 def prices(scheme: Scheme, forms: Sequence[Layer], view: View) -> dict[str, LayerPrice]:
@@ -133,45 +161,19 @@ def spend(
     assert view.costs is not None
     fixed = float(getattr(view.costs.report(view.model), what)) - sum(float(curve.costs[0]) for curve in curves)
     left = limit - fixed
-    for _ in range(ROUNDS):
-        try:
-            options = allocation.allocate(curves, left)
-        except ValueError as error:
-            raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more layers.") from error
-        chosen = [options_[option] for options_, option in zip(choices, options, strict=True)]
+
+    def solve(left: float) -> list[Choice]:
+        options = allocation.allocate(curves, left)
+        return [options_[option] for options_, option in zip(choices, options, strict=True)]
+
+    def price(chosen: Sequence[Choice]) -> float:
         ranks = {name: int(choice.strength) for name, choice in zip(names, chosen, strict=True) if choice.strength}
-        over = priced_whole(scheme, ranks, what, view) - limit
-        if over <= 1e-9 * limit:
-            return chosen
-        left -= over
-    raise PassError(f"no ranks were found within the budget of {what}", hint="Raise it.")
+        return priced_whole(scheme, ranks, what, view)
 
-
-def biases(names: Iterable[str], what: str, view: View) -> float:
-    """Return what the biases may cost in a budget's measure that fits add to these layers."""
-    if what not in ("params", "stored_bytes"):
-        return 0.0
-    known, total = fitting.forms(view.model), 0
-    for name in names:
-        node, form = graph.node_named(view.graph, name), known[name].layer
-        total += bias_added(node, form) * (itemsize(node, form) if what == "stored_bytes" else 1)
-    return float(total)
-
-
-def bias_added(node: ir.Node, form: Layer) -> int:
-    """Return how many parameters a fit may add to a layer: those of a bias that it has not, or shares."""
-    if form.op == "MatMul":
-        return 0
-    count, value = form.groups * form.out, node.inputs[2] if len(node.inputs) > 2 else None
-    held = graph.constant(value)
-    if value is None or held is None or len(list(value.uses())) > 1:
-        return count
-    return max(0, count - held.size)
-
-
-def itemsize(node: ir.Node, form: Layer) -> int:
-    """Return the bytes of one entry of a layer's weight."""
-    return linear.matrix_dtype(node, form).itemsize
+    try:
+        return allocation.within(solve, price, limit, left)
+    except ValueError as error:
+        raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more layers.") from error
 
 
 def _split_costs(scheme: Scheme, ranks: Mapping[str, int], view: View) -> tuple[dict[str, list[int]], dict[str, float]]:

@@ -15,20 +15,20 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from ccompile import fitting, graph, impacts, split_prices, stages
+from ccompile import fitting, graph, impacts, split_fits, split_prices, stages
 from ccompile.analysis import linear
 from ccompile.core import Array, Budget, Chain, Choice, Compression, Kind, Share, Site, Skip, View
 from ccompile.errors import PassError
 from ccompile.fitting import Metric, Was
 from ccompile.moments import Layer, Moments
-from ccompile.numerics import allocation, weighted
+from ccompile.numerics import allocation
+from ccompile.split_fits import Factors
 from ccompile.split_prices import LEVELS, LayerPrice, cost_of
 from ccompile.stages import Sides, Stage
 
@@ -37,16 +37,6 @@ __all__ = ["LEVELS", "Factors", "LayerPrice", "Split", "cost_of"]
 ONE_TAP = "its kernel has one tap: split-svd splits it"
 NO_RANK = "no rank costs less than the layer does"
 BEYOND = " would cost more than the layer does; it pays up to rank"
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """The split of one group: its stages, their composed weight What[o, d], and tr((What - W) H (What - W)^T)."""
-
-    stages: tuple[Stage, ...]
-    composed: Array
-    loss: float
-    note: str = ""
 
 
 def of_taps(form: Layer, axes: int | None = None) -> str:
@@ -325,7 +315,7 @@ class Split(Compression):
         allowed = [self._allowed(site, choices) for site, choices in curves]
         found = []
         for site, choices in zip(sites, allowed, strict=True):
-            size = split_prices.itemsize(graph.node_named(view.graph, site.nodes[0]), self._form(view, site))
+            size = linear.matrix_dtype(graph.node_named(view.graph, site.nodes[0]), self._form(view, site)).itemsize
             costs = np.array([cost_of(choice, what, size) for choice in choices])
             found.append(allocation.Curve(self.impacts(site, choices, view), costs))
         limit = share * float(getattr(view.costs.source, what)) - self._reserve(sites, what, view)
@@ -339,8 +329,8 @@ class Split(Compression):
         """Return what biases may cost that fits give to layers without."""
         if self.statistics == "weights":
             return 0.0
-        known = fitting.forms(view.model)
-        return split_prices.biases(known if self.refit else [site.nodes[0] for site in sites], what, view)
+        names = fitting.forms(view.model) if self.refit else [site.nodes[0] for site in sites]
+        return fitting.biases(view.model, names, what)
 
     def _allowed(self, site: Site, choices: Sequence[Choice]) -> list[Choice]:
         wanted = self._wanted(site.nodes[0])
@@ -407,35 +397,19 @@ class Split(Compression):
             return tuple(macs)
         if what == "seconds":
             return tuple(choice.seconds * part / max(sum(macs), 1e-30) for part in macs)
-        size = split_prices.itemsize(graph.node_named(view.graph, form.name), form) if what == "stored_bytes" else 1
-        return tuple(float(count * size) for count in params)
+        dtype = linear.matrix_dtype(graph.node_named(view.graph, form.name), form)
+        return tuple(float(count * (dtype.itemsize if what == "stored_bytes" else 1)) for count in params)
 
     def rank_left(self, choice: Choice, was: Layer, node: ir.Node, view: View) -> int:
         """Return the rank that a choice comes to where cuts have shrunk the layer; 0 where whole it costs no more.
 
-        It is the greatest whose stages cost what the planned ones do when each reads and makes less (`scales_with`),
-        or else the least, in the budget's measure: parameters, or multiply-adds.
+        See split_prices.rank_left; costs are in the budget's measure: parameters, or multiply-adds.
         """
-        form = linear.layer(node)
+        form, positions = linear.layer(node), self._prices(view)[was.name].positions
         assert isinstance(form, Layer)
-        rank, positions = int(choice.strength), self._prices(view)[was.name].positions
         if isinstance(self.keep, Budget) and self.keep.given[0][0] in ("params", "stored_bytes"):
             positions = (1.0,) * len(positions)
-        read, made = form.channels / was.channels, (form.groups * form.out) / (was.groups * was.out)
-        parts = zip(positions, self.shapes(was, rank), self.scales_with(was), strict=True)
-        planned = was.groups * sum(n * math.prod(shape) * read**i * made**o for n, shape, (i, o) in parts)
-
-        def cost(rank: int) -> float:
-            shapes = self.shapes(form, rank)
-            return form.groups * sum(n * math.prod(shape) for n, shape in zip(positions, shapes, strict=True))
-
-        if self.unfit(form):
-            return 0
-        able = [r for r in range(min(2 * rank, self.most(form)), 0, -1) if self.has(form, r)]
-        # A Tucker split's second rank may grow with the ratio of outputs to inputs: then the least rank is nearest.
-        fits = [r for r in able if cost(r) <= planned * (1 + 1e-9)] or able[-1:]
-        whole = positions[-1] * form.groups * form.out * form.columns
-        return fits[0] if fits and cost(fits[0]) < whole else 0
+        return 0 if self.unfit(form) else split_prices.rank_left(self, int(choice.strength), was, form, positions)
 
     def split(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain] | None) -> Site:
         """Put the stages in the layer's place, fitted on a walk through the data, or without data to its weight.
@@ -445,48 +419,16 @@ class Split(Compression):
         form, rank = linear.layer(node), int(choice.strength)
         assert isinstance(form, Layer)
         if data is None:
-            factors = [self.fit(group, None, form, rank) for group in linear.matrix(node, form)]
-            note, bias = f"{choice.error:.3g} of the weight's power lost", None
+            fitted = split_fits.to_weight(self, node, form, rank)
+            note = f"{choice.error:.3g} of the weight's power lost"
         else:
-            was, chain = data
-            first = fitting.goal(node, was, chain, self.ridge, lambda goal: self._stand_in(goal, form, rank))
-            factors, goal = self._fitted(first, form, rank, was, chain)
-            What = np.stack([group.composed for group in factors])
-            lost = fitting.lost(first.moments, What, goal.bias(What))
-            bias = None if form.op == "MatMul" else goal.bias(What).reshape(-1)
-            note = f"{lost:.3g} of the output's power lost, {choice.error:.3g} predicted"
+            fitted = split_fits.to_outputs(self, node, form, rank, data, self.ridge)
+            note = f"{fitted.lost:.3g} of the output's power lost, {choice.error:.3g} predicted"
         label = f"rank {rank} of {self.most(form)}, {note}"
-        label = "; ".join([label, *dict.fromkeys(group.note for group in factors if group.note)])
+        label = "; ".join([label, *dict.fromkeys(group.note for group in fitted.groups if group.note)])
         bound = self.bound(node, form, rank) if data is None else None
         try:
-            nodes = stages.put(node, form, stages.merged([group.stages for group in factors]), bias)
+            nodes = stages.put(node, form, stages.merged([group.stages for group in fitted.groups]), fitted.bias)
         except FloatingPointError as error:
             raise PassError(str(error), hint="Leave the layer alone with `skip`.") from error
         return Site(tuple(str(made.name) for made in nodes), label, site.input, site.output, bound)
-
-    def _fitted(
-        self, goal: fitting.Goal, form: Layer, rank: int, was: Was, chain: Chain
-    ) -> tuple[list[Factors], fitting.Goal]:
-        """Return the split fitted to the outputs, then to what the activation behind shows of them if better."""
-        best, best_goal, least = self._to(goal, form, rank), goal, math.inf
-        factors = best
-        for _ in range(fitting.SIGHTS):
-            again = fitting.seen(goal, np.stack([group.composed for group in factors]), was, chain)
-            if again is None:
-                return best, best_goal
-            towards, left = again
-            if left >= least:
-                return best, best_goal
-            best, best_goal, least, goal = factors, goal, left, towards
-            factors = self._to(goal, form, rank)
-        return factors, goal
-
-    def _to(self, goal: fitting.Goal, form: Layer, rank: int) -> list[Factors]:
-        return [self.fit(metric.W, metric.H, form, rank) for metric in goal.metrics]
-
-    def _stand_in(self, goal: fitting.Goal, form: Layer, rank: int) -> Array:
-        """Return the low-rank weight [g, o, d] of as many parameters, in closed form: what ridges are tried with."""
-        params = sum(math.prod(shape) for shape in self.shapes(form, rank))
-        near = max(1, min(params // (form.out + form.columns), form.out, form.columns))
-        pairs = [weighted.truncate(metric.W, metric.H, near) for metric in goal.metrics]
-        return np.stack([A @ B for A, B in pairs])

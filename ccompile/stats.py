@@ -9,8 +9,8 @@ disk.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -24,11 +24,11 @@ from ccompile.ledger import Ledger
 from ccompile.moments import ChannelMoments, Layer, Moments
 from ccompile.recording import HELD_BYTES, Recording, runs_within
 from ccompile.runtime import Feeds, Outputs, Settings
+from ccompile.walking import Batches, Walker, first_change
 
 ROWS = 32_768  # rows kept per layer: a seeded sample of all rows
 FEW = 16  # rows per column below which the ridge of a fit is tried on rows that are held out
 PROBE = 4  # every PROBE-th batch is kept out of `moments`, for `impact`: what a curve costs is measured on fresh inputs
-Batches = Callable[[], Iterable[Feeds]]
 
 
 class Calibration:
@@ -48,7 +48,7 @@ class Calibration:
         self.count = sum(1 for _ in batches())
         self.ledger = Ledger()
         self._reference: Recording | None = None
-        self._prefix: _Walker | None = None  # of the graph that `impact` was last given as base
+        self._prefix: Walker | None = None  # of the graph that `impact` was last given as base
         if not self.count:
             raise PassError("the calibration data is empty")
 
@@ -71,8 +71,8 @@ class Calibration:
                 inner = [name for name in names if name not in feeds]
                 values = session.run(feeds, inner) | {name: feeds[name] for name in names if name in feeds}
                 for layer in group:
-                    x, y = values[layer.input], values[layer.output]
-                    self.add(found[layer.name], index, x, y, layer, None)
+                    rows = self.rows(layer, index, values[layer.input], values[layer.output])
+                    found[layer.name].add(rows.x, rows.y, rows.seen, self.is_wide(layer, rows.seen))
             self.ledger.update()
         return found
 
@@ -81,42 +81,30 @@ class Calibration:
         sizes = {name: kind.nbytes or 0 for name, kind in seen.items()}
         return runs_within(layers, lambda form: sizes.get(form.input, 0) + sizes.get(form.output, 0), HELD_BYTES)
 
-    def add(
-        self,
-        moments: Moments,
-        batch: int,
-        x: Array,
-        y: Array,
-        target: Layer,
-        kept: Array | None,
-        minus: Array | None = None,
-        sight: Sight | None = None,
-        wide: bool | None = None,
-    ) -> None:
-        """Add sampled rows of one batch: x of moments.layer, y of `target`, of whose channels `kept` are wanted.
+    def rows(
+        self, form: Layer, batch: int, x: Array, y: Array, aim: Aim | None = None, other: Array | None = None
+    ) -> Rows:
+        """Return sampled rows of one batch: of a layer's input x, of the value y that it aims at, and of `other`.
 
-        minus: what an Add behind the layer will add to its output; it is taken off the target. sight: only the targets
-        are added, as it sees them. wide: keep rows, or their products; by default what is smaller in the end.
+        Without an aim, y is the layer's own output.
         """
-        form = moments.layer
+        target, kept = (form, None) if aim is None else (aim.target, aim.kept)
         count = linear.row_count(target, y.shape)
         quota = max(1, -(-self.cap // self.count))
         picks = np.arange(count)
         if count > quota:
             rng = np.random.default_rng([self.seed, batch, *form.output.encode()])
             picks = np.sort(rng.choice(count, quota, replace=False))
-        rows = linear.output_rows(target, y, picks)
+        wanted = linear.output_rows(target, y, picks)
         if kept is not None:
-            flat = rows.transpose(1, 0, 2).reshape(len(picks), -1)[:, kept]
-            rows = flat.reshape(len(picks), form.groups, form.out).transpose(1, 0, 2)
-        other = linear.output_rows(form, minus, picks) if minus is not None else np.zeros(1)
-        columns = linear.input_rows(form, x, y.shape, picks)
-        if sight is not None:
-            moments.retarget(columns, *sight.targets(columns, rows, other))
-            return
-        if wide is None:
-            wide = form.columns > min(self.cap, count * self.count)
-        moments.add(columns, rows - other, count, wide)
+            flat = wanted.transpose(1, 0, 2).reshape(len(picks), -1)[:, kept]
+            wanted = flat.reshape(len(picks), form.groups, form.out).transpose(1, 0, 2)
+        added = linear.output_rows(form, other, picks) if other is not None else np.zeros(1)
+        return Rows(linear.input_rows(form, x, y.shape, picks), wanted, added, count)
+
+    def is_wide(self, form: Layer, seen: int) -> bool:
+        """Return whether a layer's rows take less than their products, where a batch has `seen`."""
+        return form.columns > min(self.cap, seen * self.count)
 
     def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
         """Return a walk through the source, or another reference, and `model`, layer by layer."""
@@ -142,7 +130,7 @@ class Calibration:
         if base is None:
             return runtime.outputs_of(model, self._probes(), self.settings)
         if self._prefix is None or self._prefix.model is not base:
-            self._prefix = _Walker(base, self._probes, self.settings, self.ledger)
+            self._prefix = Walker(base, self._probes, self.settings, self.ledger)
         start, nodes = first_change(base, model), list(model.graph)
         made = {output for node in nodes[start:] for output in node.outputs}
         read, known = ({str(v.name) for v in runtime.read_values(n[start:])} for n in (nodes, self._prefix.nodes))
@@ -160,34 +148,6 @@ class Calibration:
 
     def _probes(self) -> Iterator[Feeds]:
         return (feeds for index, feeds in enumerate(self.batches()) if self.count < PROBE or self._is_probe(index))
-
-
-def first_change(base: ir.Model, copy: ir.Model) -> int:
-    """Return how many leading nodes of a copy are still those of `base`, with the same constants."""
-    pairs = zip(base.graph, copy.graph, strict=False)
-    return next((at for at, (one, other) in enumerate(pairs) if not _is_same(one, other)), len(base.graph))
-
-
-def _is_same(one: ir.Node, other: ir.Node) -> bool:
-    """Return whether a copied node is untouched: copies share the arrays of their constants."""
-    if (one.name, one.op_identifier()) != (other.name, other.op_identifier()) or any(graph.subgraphs(other)):
-        return False
-    if len(one.inputs) != len(other.inputs) or one.attributes.keys() != other.attributes.keys():
-        return False
-    pairs = ((one.attributes[name], other.attributes[name]) for name in one.attributes)
-    if not all(a is b or (a.type != ir.AttributeType.TENSOR and a.value == b.value) for a, b in pairs):
-        return False
-    return all(_is_same_value(a, b) for a, b in zip(one.inputs, other.inputs, strict=True))
-
-
-def _is_same_value(one: ir.Value | None, other: ir.Value | None) -> bool:
-    if one is None or other is None or one.name != other.name:
-        return one is other
-    tensors = graph.stored(one), graph.stored(other)
-    if tensors[0] is None or tensors[1] is None:
-        return tensors[0] is tensors[1]
-    a, b = (tensor.numpy() for tensor in tensors if tensor is not None)
-    return (a.ctypes.data, a.shape, a.strides, a.dtype) == (b.ctypes.data, b.shape, b.strides, b.dtype)
 
 
 def divergence(candidate: Outputs, reference: Outputs) -> float:
@@ -217,6 +177,34 @@ def _log_probabilities(scores: Array, axis: int) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
+class Aim:
+    """What a layer is fitted to: the source's `value`, made by `target`, of whose channels (flat) `kept` are wanted.
+
+    `other`: the current value that an Add behind the layer adds to its output to make up `value`, if any.
+    """
+
+    value: str
+    other: str
+    target: Layer
+    kept: Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Sampled rows of one batch, out of `seen`: x[g, r, d], and wanted[g, r, o] of the layer's output and `other`."""
+
+    x: Array
+    wanted: Array
+    other: Array
+    seen: int
+
+    @property
+    def y(self) -> Array:
+        """Return the target [g, r, o] of the layer's own output."""
+        return self.wanted - self.other
+
+
+@dataclass(frozen=True, eq=False)
 class Sight:
     """What an activation shows of a layer: `limits` outside which it forgets, and the fit (W[g, o, d], b[g, o]) so far.
 
@@ -230,67 +218,13 @@ class Sight:
     W: Array
     b: Array
 
-    def targets(self, x: Array, wanted: Array, other: Array) -> tuple[Array, float]:
-        """Return targets [g, r, o] for rows x[g, r, d], less `other`, and what the fit loses behind the activation."""
-        low, high = self.limits
-        made = x @ self.W.transpose(0, 2, 1) + self.b[:, None] + other
+    def targets(self, rows: Rows) -> tuple[Array, float]:
+        """Return targets [g, r, o] of the layer's own output, and what the fit loses behind the activation."""
+        (low, high), wanted = self.limits, rows.wanted
+        made = rows.x @ self.W.transpose(0, 2, 1) + self.b[:, None] + rows.other
         seen = np.where(wanted <= low, np.minimum(made, low), np.where(wanted >= high, np.maximum(made, high), wanted))
         left = float(np.square(np.clip(made, low, high) - np.clip(wanted, low, high)).sum())
-        return seen - other, left
-
-
-class _Walker:
-    """One graph on its way through the calibration set: what is live at the cut, batch by batch."""
-
-    def __init__(self, model: ir.Model, batches: Batches, settings: Settings, ledger: Ledger) -> None:
-        self.model, self.settings, self.ledger = model, settings, ledger
-        self.at = 0  # nodes before have run; what comes later may still be replaced
-        self.live = ledger.watch(Recording())
-        for feeds in batches():
-            self.live.append(dict(feeds))
-
-    @property
-    def nodes(self) -> list[ir.Node]:
-        """Return the nodes in order."""
-        return list(self.model.graph)
-
-    def reach(self, name: str, wanted: str) -> None:
-        """Advance to just before a node, or stay where that is behind."""
-        self.advance(max(self.at, [str(node.name) for node in self.nodes].index(name)), wanted)
-
-    def advance(self, to: int, wanted: str) -> None:
-        """Run nodes[at:to] on every batch and keep what later nodes read, and `wanted`."""
-        nodes = self.nodes
-        part = nodes[self.at : to]
-        needed = {wanted} | {str(value.name) for value in runtime.read_values(nodes[to:])}
-        made = {str(output.name) for node in part for output in node.outputs if output.name}
-        kept = self.ledger.watch(Recording())
-        session: runtime.Session | None = None
-        for values in self.live:
-            passing = {name: value for name, value in values.items() if name in needed}
-            if made & needed:
-                if session is None:
-                    dtypes = {name: np.asarray(value).dtype for name, value in values.items()}
-                    small = runtime.part_of(self.model, part, dtypes, sorted(made & needed))
-                    session = runtime.Session(small, self.settings)
-                passing |= session.run({name: v for name, v in values.items() if name in session.inputs})
-            kept.append(passing)
-        self.ledger.update()  # both cuts are held here
-        self.live, self.at = kept, to
-
-    def outputs_from(self, model: ir.Model, part: Sequence[ir.Node]) -> Iterator[Outputs]:
-        """Yield the outputs of another graph that differs in its last nodes `part` only, from what is live here."""
-        names = [str(output.name) for output in model.graph.outputs]
-        session: runtime.Session | None = None
-        for values in self.live:
-            if session is None:
-                dtypes = {name: np.asarray(value).dtype for name, value in values.items()}
-                session = runtime.Session(runtime.part_of(model, part, dtypes, names), self.settings)
-            yield session.run({name: value for name, value in values.items() if name in session.inputs})
-
-    def values(self, name: str) -> Iterator[Array]:
-        """Yield a live value, batch by batch."""
-        return (np.asarray(outputs[name]) for outputs in self.live)
+        return seen - rows.other, left
 
 
 class Chain:
@@ -299,7 +233,7 @@ class Chain:
     def __init__(self, calibration: Calibration, current: ir.Model, source: ir.Model) -> None:
         self.calibration = calibration
         self.source, self.current = (
-            _Walker(model, calibration.batches, calibration.settings, calibration.ledger) for model in (source, current)
+            Walker(model, calibration.batches, calibration.settings, calibration.ledger) for model in (source, current)
         )
         self.producer = {str(output.name): at for at, node in enumerate(self.source.nodes) for output in node.outputs}
         first = next(iter(calibration.batches()))
@@ -317,10 +251,19 @@ class Chain:
         """
         self._check(layer.name, layer.output, same_shape=kept is None)
         self.current.reach(layer.name, layer.input)
-        goal, other = self._goal(layer)
-        self._reach(layer.name, goal)
-        found = self.calibration.ledger.watch(Moments(layer))
-        self._add(found, goal, other, target, kept)
+        aim = self._aim(layer, target, kept)
+        self._reach(layer.name, aim.value)
+        watch, held = self.calibration.ledger.watch, None
+        found = watch(Moments(layer))
+        for index, rows in enumerate(self._rows(layer, aim)):
+            start, y = found.rows, rows.y
+            found.add(rows.x, y, rows.seen, self.calibration.is_wide(layer, rows.seen))
+            if self.calibration.is_tried(found, index):
+                held = held or watch(Moments(layer))
+                held.add(rows.x, y, rows.seen, wide=found.x is not None)
+                found.spans.append((start, found.rows))
+        found.held = held
+        self.calibration.ledger.update()
         return found
 
     def visible(
@@ -331,41 +274,24 @@ class Chain:
         known: its moments; fit: W[g, o, d], b[g, o] so far; see Sight. None where nothing is forgotten.
         """
         layer = known.layer
-        goal, other = self._goal(layer)
+        aim = self._aim(layer, target, kept)
         output = graph.node_named(self.current.model.graph, layer.name).outputs[0]
         reader = graph.only_use(output)
-        limits = saturation.limits(reader.outputs[0] if other and reader is not None else output)
+        limits = saturation.limits(reader.outputs[0] if aim.other and reader is not None else output)
         if limits is None:
             return None
-        found = known.towards()
-        self._add(found, goal, other, target, kept, Sight(limits, *fit))
+        found, sight = known.towards(), Sight(limits, *fit)
+        for rows in self._rows(layer, aim):
+            found.retarget(rows.x, *sight.targets(rows))
+        self.calibration.ledger.update()
         return found
 
-    def _add(
-        self,
-        found: Moments,
-        goal: str,
-        other: str,
-        target: Layer | None,
-        kept: Array | None,
-        sight: Sight | None = None,
-    ) -> None:
-        triples = zip(
-            self.current.values(found.layer.input),
-            self.source.values(goal),
-            self.current.values(other) if other else itertools.repeat(None),
-            strict=False,
-        )
-        held = None
-        for index, (x, y, minus) in enumerate(triples):
-            start = found.rows
-            self.calibration.add(found, index, x, y, target or found.layer, kept, minus, sight)
-            if sight is None and self.calibration.is_tried(found, index):
-                held = held or self.calibration.ledger.watch(Moments(found.layer))
-                self.calibration.add(held, index, x, y, target or found.layer, kept, minus, wide=found.x is not None)
-                found.spans.append((start, found.rows))
-        found.held = held
-        self.calibration.ledger.update()
+    def _rows(self, layer: Layer, aim: Aim) -> Iterator[Rows]:
+        """Yield sampled rows, batch by batch."""
+        others = self.current.values(aim.other) if aim.other else itertools.repeat(None)
+        triples = zip(self.current.values(layer.input), self.source.values(aim.value), others, strict=False)
+        for index, (x, y, other) in enumerate(triples):
+            yield self.calibration.rows(layer, index, x, y, aim, other)
 
     def channels(self, node: str, value: str, target: str) -> ChannelMoments:
         """Return the moments per channel (axis 1) of what a node reads now, with the source's `target` as target.
@@ -394,21 +320,22 @@ class Chain:
             raise PassError(f"the source makes `{target}` before what other layers were fitted to", f"node {node}")
         self.source.advance(max(self.producer[target] + 1, self.source.at), target)
 
-    def _goal(self, layer: Layer) -> tuple[str, str]:
-        """Return the source's value to fit to, and the current value that will be added to the layer's output.
+    def _aim(self, layer: Layer, target: Layer | None, kept: Array | None) -> Aim:
+        """Return what a layer is fitted to.
 
         Where only an Add reads the layer and its other operand is there already (a residual path), the sum is the
         goal, so that the fit also makes up for what the other path has lost; else the layer's own output.
         """
+        own = Aim(layer.output, "", target or layer, kept)
         output = graph.node_named(self.current.model.graph, layer.name).outputs[0]
         reader = graph.only_use(output)
         if reader is None or reader.op_type != "Add" or reader.domain not in ("", "ai.onnx"):
-            return layer.output, ""
+            return own
         other = next((str(v.name) for v in reader.inputs if v is not None and v is not output), "")
         total = str(reader.outputs[0].name)
         held = next(iter(self.current.live), {})
         if total not in self.producer or other not in held:
-            return layer.output, ""
+            return own
         if self.shapes.get(other) != self.shapes.get(layer.output):
-            return layer.output, ""
-        return total, other
+            return own
+        return replace(own, value=total, other=other)

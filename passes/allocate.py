@@ -30,15 +30,12 @@ from ccompile.analysis import linear
 from ccompile.core import Array, Budget, Candidate, Chain, Choice, Compression, Kind, Pass, Site, Skip, View
 from ccompile.errors import PassError
 from ccompile.fitting import Was
-from ccompile.joint import Cutter, JointCost, Option, Slot
+from ccompile.joint import Cutter, JointCost, Option, Slot, candidates, frontier
 from ccompile.moments import Layer
 from ccompile.numerics import allocation
 from ccompile.splitting import Split
 
-Found = list[tuple[int, Site]]
 OURS = {"keep", "layers", "statistics", "refit", "ridge", "tolerance", "on_violation"}
-TOLD = 24  # candidates of a site that the evidence tells
-ROUNDS = 6  # most corrections of the plan after pricing it
 
 
 class Allocate(Compression):
@@ -61,7 +58,7 @@ class Allocate(Compression):
         for entry in self.among:
             name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
             kind = find(name)
-            if not (issubclass(kind, Split) or (issubclass(kind, Compression) and hasattr(kind, "removal"))):
+            if not (issubclass(kind, Compression) and issubclass(kind, (Split, Cutter))):
                 raise ValueError(f"`{name}` cannot share a budget: prune-channels and the splits can")
             if taken := OURS & set(options or {}):
                 raise ValueError(f"`{name}` in `among` takes no `{min(taken)}`: that is said once, for all techniques")
@@ -71,14 +68,15 @@ class Allocate(Compression):
             raise ValueError("`among` names a technique twice")
         return tuple(found)
 
-    def _members(self, view: View) -> tuple[Compression, ...]:
+    def _members(self, view: View) -> dict[str, Compression]:
+        """Return the techniques by name: the note of a site says which it is of."""
         find = view.find
         assert find is not None
-        return view.once("members", lambda: self.members(find))
+        return view.once("members", lambda: {member.pass_name(): member for member in self.members(find)})
 
     def _member(self, site: Site, view: View) -> tuple[Compression, View]:
         """Return the technique that a site is of, and the view as it has it: with its own options."""
-        member = self._members(view)[int(site.note)]
+        member = self._members(view)[site.note]
         return member, replace(view, options=member)
 
     def sites(self, view: View) -> list[Site | Skip]:
@@ -87,21 +85,21 @@ class Allocate(Compression):
         if view.find is None:  # inspection: the techniques speak for themselves
             return found
         skips: dict[str, Skip] = {}
-        for index, member in enumerate(self._members(view)):
+        for name, member in self._members(view).items():
             for site in member.sites(replace(view, options=member)):
                 if isinstance(site, Skip):
-                    skips.setdefault(site.node, replace(site, reason=f"{member.pass_name()}: {site.reason}"))
+                    skips.setdefault(site.node, replace(site, reason=f"{name}: {site.reason}"))
                 else:
-                    found.append(replace(site, note=str(index)))
+                    found.append(replace(site, note=name))
         taken = {site.nodes[0] for site in found if isinstance(site, Site)}
-        return found + [skip for name, skip in skips.items() if name not in taken]
+        return found + [skip for node, skip in skips.items() if node not in taken]
 
     def prepare(self, sites: Sequence[Site], view: View) -> None:
         """Fit the curves of all techniques. Raises PassError without calibration data."""
         if sites:
             view.calibration()
-        for index, member in enumerate(self._members(view)):
-            member.prepare([site for site in sites if site.note == str(index)], replace(view, options=member))
+        for name, member in self._members(view).items():
+            member.prepare([site for site in sites if site.note == name], replace(view, options=member))
 
     def choices(self, site: Site, view: View) -> list[Choice]:
         """Return the curve of the technique that the site is of."""
@@ -119,80 +117,77 @@ class Allocate(Compression):
         slots = self._slots(curves, what, view)
         chosen = self._spend(slots, what, share * float(getattr(view.costs.source, what)), view)
         taken = {id(option.site): option.choice for option in chosen}
-        view.remember(
-            "weighed", {slot.name: _weighed(slot, option) for slot, option in zip(slots, chosen, strict=True)}
-        )
-        left = {slot.name for slot, option in zip(slots, chosen, strict=True) if option is slot.options[0]}
+        pairs = list(zip(slots, chosen, strict=True))
+        view.remember("weighed", {slot.name: candidates(slot, option) for slot, option in pairs})
+        left = {slot.name for slot, option in pairs if option is slot.options[0]}
         found: list[Choice | Skip] = []
         seen: set[str] = set()
         for site, _ in curves:
             name = self._slot_of(site, view)
             if name in left or id(site) not in taken:
                 reason = "the budget leaves it whole" if name in left else "another technique loses less"
-                told = _of(view, name) if name in left and name not in seen else ()
-                found.append(Skip(site.nodes[0], f"{self._name(site, view)}: {reason}", told))
+                told = self._weighed(site, view) if name in left and name not in seen else ()
+                found.append(Skip(site.nodes[0], f"{site.note}: {reason}", told))
                 seen.add(name)
             else:
                 found.append(taken[id(site)])
         return found
 
-    def _name(self, site: Site, view: View) -> str:
-        return self._members(view)[int(site.note)].pass_name()
+    def _weighed(self, site: Site, view: View) -> tuple[Candidate, ...]:
+        """Return what the plan weighed where a site is."""
+        nothing: dict[str, tuple[Candidate, ...]] = {}
+        return view.once("weighed", lambda: nothing).get(self._slot_of(site, view), ())
 
     def _slot_of(self, site: Site, view: View) -> str:
         """Return what a site decides on: a group of channels, or a layer."""
-        kind = "layer" if isinstance(self._members(view)[int(site.note)], Split) else "channels"
+        kind = "layer" if isinstance(self._members(view)[site.note], Split) else "channels"
         return f"{kind} {site.nodes[0]}"
 
     def _slots(self, curves: Sequence[tuple[Site, Sequence[Choice]]], what: str, view: View) -> list[Slot]:
         options: dict[str, list[Option]] = {}
-        facts: dict[str, dict[str, Any]] = {}
+        slots: dict[str, Slot] = {}
         for number, (site, choices) in enumerate(curves):
             view.tell(f"sensitivity {number + 1}/{len(curves)} curves")
             (member, own), name = self._member(site, view), self._slot_of(site, view)
             impacts = member.impacts(site, choices, own)
-            mine = options.setdefault(name, [Option(member.pass_name(), site, choices[0], 0.0)])
+            mine = options.setdefault(name, [Option(site.note, site, choices[0], 0.0)])
             if isinstance(member, Split):
                 form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
                 assert isinstance(form, Layer)
-                facts[name], sides = {"layer": form}, member.scales_with(form)
+                slots[name], sides = Slot(name, (), layer=form), member.scales_with(form)
                 costs = [member.stage_costs(site, choice, what, own) for choice in choices[1:]]
             else:
                 assert isinstance(member, Cutter)
                 group, order = member.removal(site, own)
-                facts[name], sides = {"group": group, "order": order}, ()
+                slots[name], sides = Slot(name, (), group=group, order=order), ()
                 costs = [()] * (len(choices) - 1)
             rest = zip(choices[1:], impacts[1:], costs, strict=True)
-            mine += [
-                Option(member.pass_name(), site, choice, float(impact), cost, sides) for choice, impact, cost in rest
-            ]
-        return [Slot(name, _frontier(found), **facts[name]) for name, found in options.items()]
+            mine += [Option(site.note, site, choice, float(impact), cost, sides) for choice, impact, cost in rest]
+        return [replace(slot, options=frontier(options[name])) for name, slot in slots.items()]
 
     def _spend(self, slots: Sequence[Slot], what: str, limit: float, view: View) -> list[Option]:
         """Return the option of each slot; the real graph, cut and split so, keeps the limit."""
         cost = JointCost(slots, what, view)
         errors = [np.array([option.impact for option in slot.options]) for slot in slots]
-        left = limit - split_prices.biases(fitting.forms(view.model), what, view)
-        for _ in range(ROUNDS):
-            try:
-                options = allocation.allocate_interacting(errors, cost, left)
-            except ValueError as error:
-                raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more.") from error
-            chosen = [slot.options[option] for slot, option in zip(slots, options, strict=True)]
-            over = self._priced(slots, chosen, what, view) - limit
-            if over <= 1e-9 * limit:
-                return chosen
-            left -= over
-        raise PassError(f"no choices were found within the budget of {what}", hint="Raise it.")
+        left = limit - fitting.biases(view.model, fitting.forms(view.model), what)
+
+        def solve(left: float) -> list[Option]:
+            options = allocation.allocate_interacting(errors, cost, left)
+            return [slot.options[option] for slot, option in zip(slots, options, strict=True)]
+
+        try:
+            return allocation.within(solve, lambda chosen: self._priced(slots, chosen, what, view), limit, left)
+        except ValueError as error:
+            raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more.") from error
 
     def _priced(self, slots: Sequence[Slot], chosen: Sequence[Option], what: str, view: View) -> float:
         """Return what the graph costs when it is cut and split so."""
         assert view.costs is not None
-        trial, members = graph.copy(view.model), {m.pass_name(): m for m in self._members(view)}
+        trial, members = graph.copy(view.model), self._members(view)
         done = [o for slot, o in zip(slots, chosen, strict=True) if o is not slot.options[0]]
-        for cutter in members.values():
+        for name, cutter in members.items():
             if isinstance(cutter, Cutter):
-                plan = [(o.site, o.choice) for o in done if o.technique == cutter.pass_name()]
+                plan = [(o.site, o.choice) for o in done if o.technique == name]
                 surgery.remove(trial, cutter.keeps(plan, view))
         for option in done:
             if isinstance(member := members[option.technique], Split):
@@ -210,16 +205,9 @@ class Allocate(Compression):
         if not plan:
             return []
         members = self._members(view)
-        cuts_ = [(site, choice) for site, choice in plan if not isinstance(members[int(site.note)], Split)]
-        splits = {site.nodes[0]: (site, choice) for site, choice in plan if isinstance(members[int(site.note)], Split)}
+        splits = {site.nodes[0]: (site, choice) for site, choice in plan if isinstance(members[site.note], Split)}
         was, before = fitting.forms(view.model), graph.copy(view.model)
-        found = [self._cut_site(site, choice, view) for site, choice in cuts_]
-        rows: dict[str, Array] = {}
-        touched: set[str] = set()
-        if cuts_:
-            cutter = members[int(cuts_[0][0].note)]
-            assert isinstance(cutter, Cutter)
-            rows, touched = cutter.cut(cuts_, view)
+        found, rows, touched = self._cut([pair for pair in plan if isinstance(members[pair[0].note], Cutter)], view)
         chain, started = view.calibration().chain(view.model, before), False
         nodes = [node for node in view.graph if node.name in was]
         for index, node in enumerate(nodes):
@@ -237,59 +225,24 @@ class Allocate(Compression):
         view.changed()
         return found
 
+    def _cut(self, plan: Sequence[tuple[Site, Choice]], view: View) -> tuple[list[Site], dict[str, Array], set[str]]:
+        """Cut; return what now stands there, which output channels stay by layer, and the layers that read a cut."""
+        if not plan:
+            return [], {}, set()
+        cutter, own = self._member(plan[0][0], view)
+        assert isinstance(cutter, Cutter)
+        found = [self._told(site, cutter.left(site, choice, own), view) for site, choice in plan]
+        return found, *cutter.cut(plan, own)
+
+    def _told(self, site: Site, made: Site, view: View) -> Site:
+        """Return what a technique made of a site, with its name and what was weighed."""
+        return replace(made, note=f"{site.note}: {made.note}", candidates=self._weighed(site, view))
+
     def _split(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain], view: View) -> Site | None:
         """Split a layer, unless cuts have shrunk it so far that it costs no more whole."""
-        member = self._members(view)[int(site.note)]
+        member = self._members(view)[site.note]
         assert isinstance(member, Split)
         rank = member.rank_left(choice, data[0].layer, node, view)
         if not rank:
             return None
-        made = member.split(node, site, replace(choice, strength=float(rank)), data)
-        note = f"{member.pass_name()}: {made.note}"
-        return replace(made, note=note, candidates=_of(view, self._slot_of(site, view)))
-
-    def _cut_site(self, site: Site, choice: Choice, view: View) -> Site:
-        member = self._members(view)[int(site.note)]
-        assert isinstance(member, Cutter)
-        size = member.removal(site, view)[0].size
-        kept = f"{int(choice.strength)} of {size} units kept, predicted error {choice.error:.3g}"
-        return replace(site, note=f"{self._name(site, view)}: {kept}", candidates=_of(view, self._slot_of(site, view)))
-
-
-def _frontier(options: Sequence[Option]) -> tuple[Option, ...]:
-    """Return the first option, and those that no cheaper or equal one beats, mildest first; cuts stay as they are."""
-    whole, rest = options[0], options[1:]
-    if not any(option.stages for option in rest):
-        return tuple(options)
-    kept: list[Option] = []
-    for option in sorted(rest, key=lambda o: (sum(o.stages), o.impact, o.technique)):
-        if not kept or option.impact < kept[-1].impact:
-            kept.append(option)
-    return whole, *kept[::-1]
-
-
-def _weighed(slot: Slot, chosen: Option) -> tuple[Option, ...]:
-    return (chosen, *slot.options)
-
-
-def _of(view: View, name: str) -> tuple[Candidate, ...]:
-    """Return what was weighed at a slot, as the evidence tells it, cheapest first; of many, TOLD spread evenly."""
-    nothing: dict[str, tuple[Option, ...]] = {}
-    weighed = view.once("weighed", lambda: nothing).get(name)
-    if not weighed:
-        return ()
-    chosen, *options = weighed
-    found = [
-        Candidate(
-            option.technique if index else "none",
-            option.choice.strength,
-            option.choice.error,
-            option.impact,
-            sum(option.stages) if option.stages else float(option.choice.macs),
-            option is chosen,
-        )
-        for index, option in enumerate(options)
-    ]
-    found.sort(key=lambda candidate: candidate.cost)
-    step = -(-len(found) // TOLD)
-    return tuple(one for index, one in enumerate(found) if one.chosen or index % step == 0 or index == len(found) - 1)
+        return self._told(site, member.split(node, site, replace(choice, strength=float(rank)), data), view)

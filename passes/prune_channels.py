@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
@@ -28,15 +29,15 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from ccompile import fitting, graph, impacts, importance, surgery
-from ccompile.analysis import cuts, linear
+from ccompile import cutting, fitting, graph, impacts, importance
+from ccompile.analysis import cuts
 from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.cuts import Reader
 from ccompile.core import Array, Budget, Choice, Compression, Kind, Share, Site, Skip, Statistics, View
 from ccompile.errors import PassError
 from ccompile.fitting import WIDEST, Was
 from ccompile.moments import Layer, Moments
-from ccompile.numerics import allocation, obs, saliency, shrinkage
+from ccompile.numerics import allocation, obs, saliency
 from ccompile.numerics.obs import Consumer, Trace
 
 
@@ -143,7 +144,7 @@ class PruneChannels(Compression):
         """Return every number of units that may stay; error is the share of the consumers' output power lost."""
         group = view.ask(channels).named(site.nodes[0])
         order, loss = self._order(group, view)
-        base = _cost_of_group(view, group, order, loss)
+        base = cutting.curve(view.model, group, order, loss)
         return [c for c in base if c.strength == group.size or int(c.strength) % self.align == 0]
 
     def _order(self, group: Group, view: View) -> tuple[Array, Array]:
@@ -153,7 +154,7 @@ class PruneChannels(Compression):
 
     def _traces(self, groups: Sequence[Group], view: View) -> list[Trace]:
         if self.criterion == "reconstruction":
-            limits = [group.size - (self._count(_names(group), group.size) or 1) for group in groups]
+            limits = [group.size - self._fewest(group) for group in groups]
             tasks = ((self._consumers(group, view), limit) for group, limit in zip(groups, limits, strict=True))
             return view.map(obs.traced, tasks)
         return [saliency.ranked(self._scores(group, view)) for group in groups]
@@ -161,8 +162,7 @@ class PruneChannels(Compression):
     def _scores(self, group: Group, view: View) -> Array:
         """Return the importance of each unit."""
         if self.criterion == "activation":
-            layers = cuts.readers(view.model, group)
-            assert not isinstance(layers, str)
+            layers = cutting.readers(view.model, group)
             return importance.of_activations(layers, self._moments(view), group.size, partial(self._absorbs, view))
         if self.criterion == "random":
             return saliency.random_scores(group.size, view.rng)
@@ -176,16 +176,10 @@ class PruneChannels(Compression):
 
     def _consumers(self, group: Group, view: View) -> list[Consumer]:
         found = []
-        layers = cuts.readers(view.model, group)
-        assert not isinstance(layers, str)
-        for reader in layers:
+        for reader in cutting.readers(view.model, group):
             moments = self._moments(view)[reader.layer.name] if self.statistics == "calibration" else None
-            metrics = _metrics(view, reader.layer, moments, self.ridge)
-            squares = sum(float(np.square(metric.W).sum()) for metric in metrics)
-            power = squares if moments is None else float(moments.power.sum())
-            weight = 1.0 / power if power > 0 else 0.0
-            for index, metric in enumerate(metrics):
-                found.append(Consumer(metric.W, metric.H, reader.unit[index], weight, metric.mean, metric.count))
+            node = graph.node_named(view.graph, reader.layer.name)
+            found += cutting.consumers(node, reader, moments, self.ridge)
         return found
 
     def _moments(self, view: View) -> Mapping[str, Moments]:
@@ -201,25 +195,23 @@ class PruneChannels(Compression):
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
         """Return the choice that `layers`, `keep` or `error` ask for."""
         size = int(choices[0].strength)
-        count = self._count(site.nodes, size)
-        if count is not None:
-            fitting = [choice for choice in choices if choice.strength >= count]
-        else:
-            fitting = [choice for choice in choices if choice.error <= (self.error or 0.0)]
-        if fitting[-1].strength == size:
-            return Skip(site.nodes[0], f"all {size} units stay")
-        return fitting[-1]
+        chosen = self._asked(site, choices) or [choice for choice in choices if choice.error <= (self.error or 0.0)][-1]
+        return chosen if chosen.strength < size else Skip(site.nodes[0], f"all {size} units stay")
+
+    def _asked(self, site: Site, choices: Sequence[Choice]) -> Choice | None:
+        """Return the choice that `layers` or `keep` ask for by a number of units, if they do."""
+        count = self._count(site.nodes, int(choices[0].strength))
+        return None if count is None else [choice for choice in choices if choice.strength >= count][-1]
+
+    def _fewest(self, group: Group) -> int:
+        """Return how many units the end of a group's curve keeps; sensitivity is measured along the whole curve."""
+        return 1 if isinstance(self.keep, Budget) else self._count(_names(group), group.size) or 1
 
     def _count(self, names: Sequence[str], size: int) -> int | None:
-        """Return how many units of a group of producers `names` the options ask to keep; None for as few as it takes.
-
-        With a budget `layers` counts later: sensitivity is measured along the whole curve.
-        """
-        if isinstance(self.keep, Budget):
-            return None
+        """Return how many units are asked for of a group of producers `names`; None: what a budget or error takes."""
         globs = (value for glob, value in self.layers.items() if any(fnmatch.fnmatchcase(n, glob) for n in names))
         wanted = next(globs, self.keep)
-        if wanted is None:
+        if wanted is None or isinstance(wanted, Budget):
             return None
         return min(size, wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted)))
 
@@ -228,7 +220,7 @@ class PruneChannels(Compression):
         if not isinstance(self.keep, Budget) or not curves:
             return super().plan(curves, view)
         groups = [view.ask(channels).named(site.nodes[0]) for site, _ in curves]
-        allowed = [_allowed(self.layers, site, choices) for site, choices in curves]
+        allowed = [[asked] if (asked := self._asked(*curve)) else list(curve[1]) for curve in curves]
         cost, limit = self._cost(groups, view)
         kept = [np.array([choice.strength for choice in choices]) for choices in allowed]
         errors = [np.array([choice.error for choice in choices]) for choices in allowed]
@@ -255,21 +247,10 @@ class PruneChannels(Compression):
         """Return the cost of kept[m, site] units in the budget's measure, and its limit."""
         assert isinstance(self.keep, Budget)
         assert view.costs is not None
-        (what, share), source, now = self.keep.given[0], view.costs.source, view.costs.report(view.model)
-        if what in ("params", "stored_bytes"):
-            by_constant = cuts.weight_costs(view.model, groups, what)
-        else:
-            index = 0 if what == "macs" else 1
-            by_constant = {(name, 1): float(c[index]) for name, c in view.costs.nodes(view.model).items() if c[index]}
-        parts = cuts.terms(groups, by_constant, [self._order(group, view)[0] for group in groups])
-        fixed = float(getattr(now, what)) - sum(part.cost for part in parts)
-        if what in ("params", "stored_bytes") and self.refit != "none" and self.statistics == "calibration":
-            lacking = [f.layer for f in fitting.forms(view.model).values() if f.layer.op != "MatMul"]
-            lacking = [f for f in lacking if len(graph.node_named(view.graph, f.name).inputs) < 3]
-            fixed += sum(f.groups * f.out for f in lacking) * (1 if what == "params" else 4)  # biases that a fit adds
-        align = view.target.align if what == "seconds" else None
-        price = cuts.total_cost(parts, fixed, align)
-        return price, share * float(getattr(source, what))
+        ((what, share),), orders = self.keep.given, [self._order(group, view)[0] for group in groups]
+        refits = self.refit != "none" and self.statistics == "calibration"
+        reserve = fitting.biases(view.model, fitting.forms(view.model), what) if refits else 0.0
+        return cutting.price(groups, orders, what, reserve, view), share * float(getattr(view.costs.source, what))
 
     def _impacts(
         self, choices: Sequence[Choice], group: Group, wanted: Sequence[Choice], stats: Statistics, view: View
@@ -297,28 +278,26 @@ class PruneChannels(Compression):
         """Cut all groups at once, then refit every layer that reads them in topological order."""
         if not plan:
             return []
-        found = {group.name: group for group in view.ask(channels).groups}
-        said = "predicted error" if self.criterion == "reconstruction" else f"share of {self.criterion} lost"
+        found = [self.left(site, choice, view) for site, choice in plan]
         was, before = fitting.forms(view.model), graph.copy(view.model)
         rows, touched = self.cut(plan, view)
         if self.refit != "none" and self.statistics == "calibration" and view.stats is not None:
             wanted = touched if self.refit == "readers" else _from_first(touched, was)
             goals = {name: Was(known.layer, rows.get(name)) for name, known in was.items()}
             fitting.refit(view.model, wanted, goals, view.stats.chain(view.model, before), self.ridge, view.tell)
-        return [
-            Site(
-                site.nodes,
-                f"{int(choice.strength)} of {found[site.nodes[0]].size} units kept, {said} {choice.error:.3g}"
-                + (", in the metric of the weights alone" if self.statistics == "weights" else ""),
-                output=site.output,
-            )
-            for site, choice in plan
-        ]
+        return found
+
+    def left(self, site: Site, choice: Choice, view: View) -> Site:
+        """Return what is left of a site that will be cut so."""
+        size = view.ask(channels).named(site.nodes[0]).size
+        said = "predicted error" if self.criterion == "reconstruction" else f"share of {self.criterion} lost"
+        metric = ", in the metric of the weights alone" if self.statistics == "weights" else ""
+        return replace(site, note=f"{int(choice.strength)} of {size} units kept, {said} {choice.error:.3g}{metric}")
 
     def cut(self, plan: Sequence[tuple[Site, Choice]], view: View) -> tuple[dict[str, Array], set[str]]:
         """Cut all groups at once; return which output channels stay by layer, and the layers that read a cut."""
         keeps = self.keeps(plan, view)
-        rows = _kept_rows(keeps, fitting.forms(view.model))
+        rows = cutting.kept_rows(keeps, fitting.forms(view.model))
         touched = self._cut(view.model, keeps, view)
         view.changed()
         return rows, touched
@@ -341,42 +320,13 @@ class PruneChannels(Compression):
 
     def _cut(self, model: ir.Model, keeps: Mapping[Group, Array], view: View) -> set[str]:
         """Repair the readers' weights for what they lose, then remove it; return the readers' names."""
-        gone: dict[str, tuple[Layer, Array]] = {}
-        for group, keep in keeps.items():
-            layers = cuts.readers(model, group)
-            assert not isinstance(layers, str)
-            for reader in layers:
-                lost = (reader.unit >= 0) & ~keep[reader.unit]
-                form, before = gone.get(reader.layer.name, (reader.layer, np.zeros_like(lost)))
-                gone[reader.layer.name] = form, before | lost
-        rows = _kept_rows(keeps, fitting.forms(model))
-        nodes = {name: graph.node_named(model.graph, name) for name in gone}
-        new = {name: self._repair(nodes[name], form, lost, view) for name, (form, lost) in gone.items()}
-        surgery.remove(model, dict(keeps))
-        for name, bias in new.items():
-            if bias is not None and bias.any():  # no group knows of it: it is cut here
-                graph.replace_constant(nodes[name], 2, bias[rows[name]] if name in rows else bias)
-        return set(gone)
 
-    def _repair(self, node: ir.Node, form: Layer, lost: Array, view: View) -> Array | None:
-        """Make up for lost columns in the others and the bias; return the bias if the node had no input for one."""
-        if self.statistics != "calibration" or self.refit == "none" or not fitting.is_fittable(node, form):
-            return None
-        moments = self._moments(view)[form.name]
-        weights, shifts = [], []
-        for index, metric in enumerate(_metrics(view, form, moments, self.ridge)):
-            unit = np.where(lost[index], 0, -1)
-            consumer = Consumer(metric.W, metric.H, unit, 1.0, metric.mean, metric.count)
-            W, shift = obs.repair(consumer, np.zeros(0, np.int64), 0.0)
-            weights.append(W)
-            shifts.append(shift)
-        old = linear.bias(node, form) if form.op != "MatMul" else None
-        bias = None if old is None else old + np.stack(shifts)
-        if len(node.inputs) > 2:
-            linear.store(node, form, np.stack(weights), bias)
-            return None
-        linear.store(node, form, np.stack(weights), None)
-        return None if bias is None else bias.reshape(-1).astype(linear.matrix_dtype(node, form))
+        def repair(node: ir.Node, form: Layer, lost: Array) -> Array | None:
+            if self.statistics != "calibration" or self.refit == "none" or not fitting.is_fittable(node, form):
+                return None
+            return cutting.repaired(node, form, lost, self._moments(view)[form.name], self.ridge)
+
+        return cutting.cut(model, keeps, repair)
 
 
 def _names(group: Group) -> tuple[str, ...]:
@@ -384,77 +334,7 @@ def _names(group: Group) -> tuple[str, ...]:
     return tuple(dict.fromkeys((group.name, *(member.node for member in group.by_role("producer")))))
 
 
-class _Metric:
-    """One group of a layer: W[o, d], H[d, d], and the mean and count that centre it where a bias can absorb it."""
-
-    def __init__(self, W: Array, H: Array, mean: Array | None, count: int) -> None:
-        self.W, self.H, self.mean, self.count = W, H, mean, count
-
-
-def _metrics(view: View, form: Layer, moments: Moments | None, ridge: float | None) -> list[_Metric]:
-    node = graph.node_named(view.graph, form.name)
-    W = linear.matrix(node, form)
-    if moments is None:
-        return [_Metric(W[g], np.eye(form.columns), None, 0) for g in range(form.groups)]
-    has_bias = form.op != "MatMul" and linear.bias(node, form) is not None
-    found = []
-    for g in range(form.groups):
-        H = moments.xx[g] if moments.xx is not None else _gram(moments, g)
-        mean = moments.mean_x[g] if has_bias else None
-        spread = H if mean is None else H - moments.rows * np.outer(mean, mean)
-        chosen = shrinkage.ridge_of(shrinkage.standardised(spread)[0], moments.rows) if ridge is None else ridge
-        H = H + chosen * np.diag(spread.diagonal())
-        found.append(_Metric(W[g], H, mean, moments.rows if has_bias else 0))
-    return found
-
-
-def _gram(moments: Moments, index: int) -> Array:
-    assert moments.x is not None
-    x = moments.x[index]
-    gram: Array = x.T @ x
-    return gram
-
-
 def _from_first(touched: set[str], was: Mapping[str, Was]) -> list[str]:
     """Return all layers from the first touched one on, in topological order."""
     names = list(was)
     return names[min(names.index(name) for name in touched) :]
-
-
-def _kept_rows(keeps: Mapping[Group, Array], was: Mapping[str, Was]) -> dict[str, Array]:
-    """Return, by layer, which of its output channels stay."""
-    found: dict[str, Array] = {}
-    for group, keep in keeps.items():
-        for member in (*group.by_role("producer"), *group.by_role("through")):
-            form = was[member.node].layer if member.node in was else None
-            if form is None or form.weight != member.input:
-                continue
-            positions = surgery.kept(member.unit, keep)
-            if member.role == "through":  # depthwise: each channel has outputs of its own
-                rows = np.repeat(positions, form.groups * form.out // len(positions))
-            else:
-                rows = cuts.rows_of(form, positions)
-            found[member.node] = found.get(member.node, np.True_) & rows
-    return found
-
-
-def _allowed(layers: Mapping[str, float | int], site: Site, choices: Sequence[Choice]) -> list[Choice]:
-    """Return the choices that an override of `layers` leaves: all of them, or the one it asks for."""
-    for glob, wanted in layers.items():
-        if any(fnmatch.fnmatchcase(name, glob) for name in site.nodes):
-            size = choices[0].strength
-            count = wanted if isinstance(wanted, int) and wanted > 1 else max(1, round(size * wanted))
-            return [[choice for choice in choices if choice.strength >= min(count, size)][-1]]
-    return list(choices)
-
-
-def _cost_of_group(view: View, group: Group, order: Array, loss: Array) -> list[Choice]:
-    """Return the group's curve, all units first; params of its own constants, macs left to the driver's costs."""
-    parts = cuts.terms([group], cuts.weight_costs(view.model, [group], "params"), [order])
-    kept = np.arange(group.size, 0, -1)
-    params = cuts.total_cost(parts, 0.0)(kept[:, None])
-    errors = np.concatenate([[0.0], loss])
-    return [
-        Choice(float(count), float(error), round(cost), round(cost))
-        for count, error, cost in zip(kept[: len(errors)], errors, params, strict=False)
-    ]

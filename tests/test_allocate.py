@@ -105,6 +105,13 @@ def test_planted_structure_is_found_by_the_technique_that_it_fits_and_costs_noth
     assert run.record.against_source.outputs[0].relative_l2 == pytest.approx(0, abs=2e-5)
 
 
+def test_a_cut_says_what_its_error_is_a_share_of() -> None:
+    run = allocated(chain(), {"macs": 0.5}, [{"prune-channels": {"criterion": "l1"}}])
+    notes = [site.note for site in run.record.applied]
+    assert notes
+    assert all(note.startswith("prune-channels: ") and "units kept, share of l1 lost" in note for note in notes)
+
+
 def test_newer_splits_share_a_budget() -> None:
     run = allocated(chain(), {"macs": 0.6}, NEWER)
     assert 0.4 < share(run, "macs") <= 0.6

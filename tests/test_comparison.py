@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from ccompile.comparison import class_axis, compare
 from ccompile.contracts import passing_tolerance
-from ccompile.core import Comparison, OutputComparison, Tolerance, round_up
+from ccompile.tolerance import Comparison, OutputComparison, Tolerance, round_up
 
 if TYPE_CHECKING:
     from ccompile.core import Array

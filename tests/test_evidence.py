@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from ccompile.comparison import compare
-from ccompile.core import CostReport, Tolerance
+from ccompile.core import CostReport
 from ccompile.errors import DataError
 from ccompile.evidence import ComparisonRecord, CostRecord, DataRecord, Evidence, FileRecord, GateRecord, StepRecord
+from ccompile.tolerance import Tolerance
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ccompile.core import Comparison
+    from ccompile.tolerance import Comparison
 
 FILE = FileRecord(name="f", digest="00", bytes=1)
 COST = CostRecord.of(CostReport(1, 1, 1, 1, 1, 1, 1, 1, 0.5))

@@ -189,6 +189,19 @@ def test_a_budget_of_params_counts_the_biases_that_a_refit_adds() -> None:
     assert share(run, "params") <= 0.6
 
 
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.7, 0.8, 0.9])
+def test_added_biases_count_in_the_bytes_of_the_weights_type(share: float) -> None:
+    net, rng, kinds = builders.Net(0), np.random.default_rng(0), ("params", "stored_bytes")
+    x = net.input("x", ["N", 4, 6, 6], ir.DataType.FLOAT16)
+    for name, shape in (("one", (12, 4, 1, 1)), ("two", (5, 12, 1, 1))):
+        w = net.constant(rng.standard_normal(shape).astype(np.float16), f"{name}.w")
+        x = net.relu(net.node("Conv", x, w, name=name))
+    model = net.model(x)
+    params, stored = (applied(prune(model, keep={what: share})) for what in kinds)
+    assert params
+    assert stored == params
+
+
 def test_a_budget_out_of_reach_is_refused_with_a_remedy() -> None:
     with pytest.raises(PassError, match="the budget cannot be met") as caught:
         prune(coupled.chain(), keep={"macs": 0.01})

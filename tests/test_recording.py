@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ccompile.comparison import compare
-from ccompile.core import Tolerance
 from ccompile.recording import Recording
+from ccompile.tolerance import Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

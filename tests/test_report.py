@@ -14,10 +14,10 @@ from rich.text import Text
 from runs import Run
 
 from ccompile import report
-from ccompile.core import Comparison, OutputComparison
 from ccompile.evidence import ComparisonRecord, Evidence
 from ccompile.inspection import inspect_model
 from ccompile.target import load_target
+from ccompile.tolerance import Comparison, OutputComparison
 
 
 def shown(what: RenderableType, width: int) -> str:

@@ -12,10 +12,11 @@ import pytest
 
 from ccompile import graph, runtime
 from ccompile.comparison import compare
-from ccompile.core import Array, Tolerance, View
+from ccompile.core import Array, View
 from ccompile.errors import ModelError
 from ccompile.passes.tidy_graph import TidyGraph
 from ccompile.target import load_target
+from ccompile.tolerance import Tolerance
 
 SETTINGS = runtime.Settings(threads=1)
 FOREIGN = ["bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"]

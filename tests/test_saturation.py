@@ -9,7 +9,7 @@ from calibrated import calibration, feeds, layers, outputs, set_weight, weight
 
 from ccompile import fitting, graph
 from ccompile.analysis import saturation
-from ccompile.stats import Sight
+from ccompile.stats import Rows, Sight
 
 HEAD = (
     "g (float[N,6] x) => (float[N,3] z) <float[6,4] w, float[4] b, float[4,3] v, float low = {0.5}, float high = {2}> "
@@ -34,7 +34,7 @@ def test_limits_are_those_of_the_only_reader(name: str) -> None:
 def test_targets_move_only_where_nothing_is_seen() -> None:
     sight = Sight((0.0, np.inf), np.eye(3)[None], np.zeros((1, 3)))
     made = np.array([[[-2.0, 1.0, -3.0]]])
-    targets, left = sight.targets(made, np.array([[[-1.0, -5.0, 4.0]]]), np.zeros(1))
+    targets, left = sight.targets(Rows(made, np.array([[[-1.0, -5.0, 4.0]]]), np.zeros(1), 1))
     assert targets.tolist() == [[[-2.0, 0.0, 4.0]]]
     assert left == 1.0 + 16.0
 

@@ -10,9 +10,10 @@ import onnx_ir as ir
 import pytest
 
 from ccompile import graph, runtime
-from ccompile.core import OutputComparison, Site, Tolerance
+from ccompile.core import Site
 from ccompile.runtime import Settings
 from ccompile.sites import SiteError, blame, site_errors
+from ccompile.tolerance import OutputComparison, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

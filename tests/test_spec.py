@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccompile import registry, spec
-from ccompile.core import Pass, Tolerance
+from ccompile.core import Pass
 from ccompile.errors import CcompileError, SpecError
 from ccompile.passes.fold_batchnorm import FoldBatchnorm
 from ccompile.passes.split_svd import SplitSvd
 from ccompile.passes.tidy_graph import TidyGraph
 from ccompile.selectors import Selector
+from ccompile.tolerance import Tolerance
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "01_digits" / "spec.yaml"
 HEAD = "version: 1\npasses: [tidy-graph]\n"

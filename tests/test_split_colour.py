@@ -10,9 +10,9 @@ import pytest
 from builders import Net
 from calibrated import outputs
 
-from ccompile.core import Tolerance
 from ccompile.passes.split_biclusters import SplitBiclusters
 from ccompile.passes.split_colour import SplitColour
+from ccompile.tolerance import Tolerance
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import driver
 import numpy as np
 import onnx_ir as ir
 import pytest
 from builders import Net
-from calibrated import calibration, error, feeds, layers, skips, weight
+from calibrated import error, feeds, skips, weight
+from convolutions import assert_budget_met, assert_no_worse_with_data, conv, form_of, split
 
-from ccompile import graph
-from ccompile.analysis import linear
 from ccompile.fitting import Metric
 from ccompile.passes.split_cp import SplitCp
 from ccompile.split_prices import LayerPrice
@@ -23,15 +22,6 @@ if TYPE_CHECKING:
     from ccompile.core import Array
 
 MIDDLE = {3: ["T0"], 4: ["T0", "T1"]}
-
-
-def conv(
-    shape: tuple[int, ...] = (8, 6, 3, 5), size: tuple[int, ...] = (9, 11), W: Array | None = None, **attributes: Any
-) -> ir.Model:
-    net = Net(0)
-    x = net.input("x", ["N", shape[1], *size])
-    w = net.weight("w", shape) if W is None else net.constant(W.astype(np.float32), "w")
-    return net.model(net.node("Conv", x, w, name="conv", **attributes))
 
 
 def planted(way: int, terms: int = 2, shape: tuple[int, ...] = (8, 6, 3, 5)) -> Array:
@@ -49,29 +39,16 @@ def border(o: int = 4, c: int = 4, k: int = 5) -> Array:
     return np.asarray(sum(np.einsum("o,c,t->oct", *term) for term in terms)).reshape(o, c, k, k)
 
 
-def run_of(model: ir.Model, **options: object) -> driver.Bench:
-    run = driver.bench(model, feeds(model, seed=6))
-    run.statistics = calibration(model, feeds(model))
-    run.step(0, SplitCp.model_validate(options))
-    assert run.record.verdict == "kept"
-    return run
-
-
 def note(run: driver.Bench) -> str:
     (site,) = run.record.applied
     return site.note
-
-
-def form_of(model: ir.Model) -> tuple[Array, Any]:
-    form = layers(model)["conv"]
-    return linear.matrix(graph.node_named(model.graph, "conv"), form)[0], form
 
 
 @pytest.mark.parametrize("statistics", ["calibration", "weights"])
 @pytest.mark.parametrize("way", [3, 4])
 def test_planted_terms_lose_nothing(way: int, statistics: str) -> None:
     model = conv(W=planted(way), strides=[2, 1], pads=[1, 2, 0, 1])
-    run = run_of(model, rank=2, way=way, statistics=statistics)
+    run = split(SplitCp, model, rank=2, way=way, statistics=statistics)
     assert [str(node.name) for node in run.model.graph] == [f"conv/{part}" for part in ["B", *MIDDLE[way], "A"]]
     assert note(run).startswith("rank 2 of ")
     assert error(run.model, model, feeds(model, seed=9)) < 1e-5
@@ -82,7 +59,7 @@ def test_an_error_finds_the_planted_terms_among_the_ranks_it_tries() -> None:
     ranks, lost = curve(model, statistics="weights")
     assert 7 in ranks
     assert [rank for rank, loss in zip(ranks, lost, strict=True) if loss < 1e-9][-1] == 7
-    run = run_of(model, error=1e-9, statistics="weights")
+    run = split(SplitCp, model, error=1e-9, statistics="weights")
     assert note(run).startswith("rank 7 of 400")
     assert error(run.model, model, feeds(model, (2,), seed=9)) < 1e-5
 
@@ -113,19 +90,13 @@ def test_losses_fall_with_the_rank_although_terms_cancel(way: int) -> None:
 @pytest.mark.parametrize("way", [3, 4])
 @pytest.mark.parametrize("rank", [1, 3, 6])
 def test_data_never_make_it_lose_more(rank: int, way: int) -> None:
-    W, form = form_of(conv((8, 6, 3, 3), (9, 9)))
-    rng = np.random.default_rng(1)
-    X = rng.standard_normal((400, 54)) @ (rng.standard_normal((54, 54)) * np.arange(1, 55) ** -0.5)
-    H, step = X.T @ X / 400, SplitCp.model_validate({"keep": 0.5, "way": way})
-    with_data, without = (step.fit(W, gram, form, rank) for gram in (H, None))
-    moved = without.composed - W
-    assert not with_data.note
-    assert with_data.loss <= float(((moved @ H) * moved).sum()) * (1 + 1e-9)
+    step = SplitCp.model_validate({"keep": 0.5, "way": way})
+    assert_no_worse_with_data(step, conv((8, 6, 3, 3), (9, 9)), rank)
 
 
 def test_terms_that_cancel_give_way_to_a_tucker_split_that_costs_no_more() -> None:
     model = conv((4, 4, 5, 5), (9, 9), border(), pads=[2] * 4)
-    run = run_of(model, rank=2, way=3, statistics="weights")
+    run = split(SplitCp, model, rank=2, way=3, statistics="weights")
     assert re.search(r"; a Tucker split instead: the CP terms cancel, \S+ times the weight's power$", note(run))
     assert [str(node.name) for node in run.model.graph] == ["conv/B", "conv/G", "conv/A"]
     _, form = form_of(model)
@@ -153,7 +124,7 @@ def test_the_tucker_split_costs_no_more_stage_by_stage(shape: tuple[int, ...], w
 
 def test_what_cancels_stays_where_no_tucker_split_costs_as_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SplitCp, "_tucker_ranks", lambda *_: [])
-    run = run_of(conv((4, 4, 5, 5), (9, 9), border()), rank=2, way=3, statistics="weights")
+    run = split(SplitCp, conv((4, 4, 5, 5), (9, 9), border()), rank=2, way=3, statistics="weights")
     assert re.search(r"; the CP terms cancel, \S+ times the weight's power$", note(run))
     assert str(run.model.graph.node(0).name) == "conv/B"
     assert len(list(run.model.graph)) == 3
@@ -171,7 +142,7 @@ def test_at_full_rank_each_fibre_is_a_term() -> None:
 
 def test_equal_input_gives_equal_bytes_and_a_seed_only_moves_the_start() -> None:
     model = conv()
-    runs = [run_of(model, rank=6, seed=seed) for seed in (0, 0, 7)]
+    runs = [split(SplitCp, model, rank=6, seed=seed) for seed in (0, 0, 7)]
     first, again = (driver.proto_of(run.model).SerializeToString(deterministic=True) for run in runs[:2])
     assert first == again
     assert [n.name for n in runs[2].model.graph] == [n.name for n in runs[0].model.graph]
@@ -179,31 +150,25 @@ def test_equal_input_gives_equal_bytes_and_a_seed_only_moves_the_start() -> None
     assert errors[2] == pytest.approx(errors[0], rel=0.1)
     exact = conv(W=planted(4))
     for seed in (0, 7):
-        assert error(run_of(exact, rank=2, seed=seed).model, exact, feeds(exact, seed=9)) < 1e-5
+        assert error(split(SplitCp, exact, rank=2, seed=seed).model, exact, feeds(exact, seed=9)) < 1e-5
 
 
 @pytest.mark.parametrize("what", ["macs", "params"])
 def test_a_budget_is_met(what: str) -> None:
-    net = Net(0)
-    x = net.relu(net.conv(net.input("x", ["N", 4, 8, 8]), "one", (6, 4, 3, 3), pad=1))
-    model = net.model(net.conv(x, "two", (6, 6, 3, 3), pad=1, stride=2))
-    run = run_of(model, keep={what: 0.6}, tolerance={"relative_l2": 1e9})
-    now, source = run.price(run.model).report, run.origin.cost.report
-    assert run.record.applied
-    assert 0.4 * getattr(source, what) < getattr(now, what) <= 0.6 * getattr(source, what)
+    assert_budget_met(SplitCp, what, (6, 6), least=0.4)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((6, 4, 1, 7), (5, 9)), ((6, 4, 5), (9,)), ((6, 4, 2, 3, 2), (4, 5, 4))])
 def test_four_factors_need_two_axes_and_three_do_not(shape: tuple[int, ...], size: tuple[int, ...]) -> None:
     kernel = "x".join(map(str, shape[2:]))
-    refused = run_of(conv(shape, size), rank=1)
+    refused = split(SplitCp, conv(shape, size), rank=1)
     assert skips(refused) == {"conv": f"kernel {kernel}: it has not two axes to part, `way: 3` splits it"}
-    assert run_of(conv(shape, size), rank=1, way=3).record.applied
+    assert split(SplitCp, conv(shape, size), rank=1, way=3).record.applied
 
 
 def test_dense_layers_are_no_sites() -> None:
     net = Net(0)
     model = net.model(net.dense(net.input("x", ["N", 12]), "fc", 12, 12))
-    run = run_of(model, rank=1)
+    run = split(SplitCp, model, rank=1)
     assert not run.record.applied
     assert not skips(run)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import driver
 import numpy as np
 import onnx_ir as ir
 import pytest
-from builders import Net
 from calibrated import calibration, error, feeds, layers, skips, weight
+from convolutions import conv, split
 from pydantic import ValidationError
 
 from ccompile.analysis import linear
@@ -18,26 +16,13 @@ from ccompile.numerics import spatial
 from ccompile.passes.split_spatial import SplitSpatial
 from ccompile.split_prices import LayerPrice, rank_of
 
+PLAIN = (6, 4, 3, 5), (8, 9)
 ORDERS: list[spatial.Order] = ["vertical", "horizontal"]
-
-
-def conv(shape: tuple[int, ...] = (6, 4, 3, 5), size: tuple[int, int] = (8, 9), **attributes: Any) -> ir.Model:
-    net = Net(0)
-    x = net.input("x", ["N", shape[1], *size])
-    return net.model(net.node("Conv", x, net.weight("w", shape), name="conv", **attributes))
-
-
-def run_of(model: ir.Model, **options: object) -> driver.Bench:
-    run = driver.bench(model, feeds(model, seed=6))
-    run.statistics = calibration(model, feeds(model))
-    run.step(0, SplitSpatial.model_validate(options))
-    assert run.record.verdict == "kept"
-    return run
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_without_data_the_loss_is_the_discarded_spectrum(order: spatial.Order) -> None:
-    model = conv()
+    model = conv(*PLAIN)
     form = layers(model)["conv"]
     W = linear.matrix(model.graph.node(0), form)[0]
     step = SplitSpatial(keep=0.5, statistics="weights", order=order)
@@ -49,7 +34,7 @@ def test_without_data_the_loss_is_the_discarded_spectrum(order: spatial.Order) -
 
 @pytest.mark.parametrize(("order", "first", "last"), [("vertical", (3, 1), (1, 5)), ("horizontal", (1, 5), (3, 1))])
 def test_the_order_says_which_axis_comes_first(order: str, first: tuple[int, int], last: tuple[int, int]) -> None:
-    run = run_of(conv(), rank=3, order=order)
+    run = split(SplitSpatial, conv(*PLAIN), rank=3, order=order)
     assert weight(run.model, "conv/V").shape == (3, 4, *first)
     assert weight(run.model, "conv/U").shape == (6, 3, *last)
 
@@ -61,19 +46,19 @@ def test_an_order_of_another_name_is_refused() -> None:
 
 @pytest.mark.parametrize(("order", "first"), [("vertical", 4 * 3 * 4 * 9), ("horizontal", 4 * 5 * 8 * 3)])
 def test_the_first_factor_runs_at_the_stride_of_its_axis_only(order: str, first: int) -> None:
-    run = run_of(conv(strides=[2, 3], pads=[1, 2, 1, 2]), rank=1, order=order)
+    run = split(SplitSpatial, conv(*PLAIN, strides=[2, 3], pads=[1, 2, 1, 2]), rank=1, order=order)
     macs = {node.name: node.macs for node in run.price(run.model).nodes}
     last = 6 * (5 if order == "vertical" else 3) * 4 * 3
     assert macs == {"conv/V": first, "conv/U": last}
 
 
 def test_a_separable_convolution_loses_nothing_at_rank_one() -> None:
-    model = conv((8, 4, 3, 3))
+    model = conv((8, 4, 3, 3), (8, 9))
     rng = np.random.default_rng(0)
     W = np.einsum("oj,ci->ocij", rng.standard_normal((8, 3)), rng.standard_normal((4, 3))).astype(np.float32)
     model.graph.initializers["w"].const_value = ir.Tensor(W, name="w")
     for statistics in ("calibration", "weights"):
-        run = run_of(model, rank=1, statistics=statistics)
+        run = split(SplitSpatial, model, rank=1, statistics=statistics)
         assert run.record.applied
         assert error(run.model, model, feeds(model, seed=9)) < 1e-5
 
@@ -94,7 +79,7 @@ def test_correlated_inputs_are_made_use_of() -> None:
 
 
 def test_ranks_are_bisected_by_their_cost() -> None:
-    form = layers(conv((6, 4, 3, 3)))["conv"]
+    form = layers(conv((6, 4, 3, 3), (8, 9)))["conv"]
     price = LayerPrice(216, 0.0, (1.0, 1.0))  # rank r costs r (4 * 3 + 6 * 3)
     step = SplitSpatial(keep=0.5)
     assert [rank_of(step, share, form, price) for share in (0.1, 30 / 216, 0.5, 1.0)] == [0, 1, 3, 7]
@@ -102,5 +87,5 @@ def test_ranks_are_bisected_by_their_cost() -> None:
 
 @pytest.mark.parametrize("shape", [(6, 4, 1, 7), (6, 4, 5, 1), (6, 4, 1, 1)])
 def test_a_kernel_along_one_axis_is_left_alone(shape: tuple[int, ...]) -> None:
-    run = run_of(conv(shape), rank=1)
+    run = split(SplitSpatial, conv(shape, (8, 9)), rank=1)
     assert skips(run) == {"conv": f"kernel {shape[2]}x{shape[3]}: it has not two axes to part"}

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import driver
 import numpy as np
-import onnx_ir as ir
 import pytest
-from builders import Net
-from calibrated import calibration, error, feeds, layers, outputs, skips, weight
+from calibrated import error, feeds, layers, outputs, skips, weight
+from convolutions import conv, split
 
 from ccompile.passes.split_tucker import SplitTucker
 
 if TYPE_CHECKING:
-    from ccompile.core import Array
-
-
-def conv(shape: tuple[int, ...], size: tuple[int, ...], W: Array | None = None, **attributes: Any) -> ir.Model:
-    net = Net(0)
-    x = net.input("x", ["N", shape[1], *size])
-    w = net.weight("w", shape) if W is None else net.constant(W.astype(np.float32), "w")
-    return net.model(net.node("Conv", x, w, name="conv", **attributes))
-
-
-def run_of(model: ir.Model, **options: object) -> driver.Bench:
-    run = driver.bench(model, feeds(model, seed=6))
-    run.statistics = calibration(model, feeds(model))
-    run.step(0, SplitTucker.model_validate(options))
-    assert run.record.verdict == "kept"
-    return run
+    pass
 
 
 @pytest.mark.parametrize("statistics", ["calibration", "weights"])
@@ -39,7 +22,7 @@ def test_planted_ranks_lose_nothing(kernel: tuple[int, ...], statistics: str) ->
     A, G, B = rng.standard_normal((16, 4)), rng.standard_normal((4, 2, *kernel)), rng.standard_normal((2, 8))
     W = np.moveaxis(np.tensordot(np.tensordot(A, G, (1, 0)), B, (1, 0)), -1, 1)
     model = conv((16, 8, *kernel), tuple(k + 3 for k in kernel), W)
-    run = run_of(model, rank=2, statistics=statistics)
+    run = split(SplitTucker, model, rank=2, statistics=statistics)
     assert [node.op_type for node in run.model.graph] == ["Conv"] * 3
     assert weight(run.model, "conv/G").shape == (4, 2, *kernel)
     assert error(run.model, model, feeds(model, seed=9)) < 1e-5
@@ -47,7 +30,7 @@ def test_planted_ranks_lose_nothing(kernel: tuple[int, ...], statistics: str) ->
 
 def test_the_input_side_alone_loses_less_at_the_same_rank_and_costs_more() -> None:
     model = conv((16, 8, 3, 3), (8, 8))
-    both, one = (run_of(model, rank=3, sides=sides) for sides in ("both", "input"))
+    both, one = (split(SplitTucker, model, rank=3, sides=sides) for sides in ("both", "input"))
     assert [len(list(run.model.graph)) for run in (both, one)] == [3, 2]
     batches = feeds(model)
     assert error(one.model, model, batches) < error(both.model, model, batches)
@@ -61,7 +44,7 @@ def test_the_output_rank_is_in_proportion() -> None:
 
 
 def test_the_first_factor_runs_before_the_stride() -> None:
-    run = run_of(conv((16, 8, 3, 3), (8, 8), strides=[2, 2], pads=[1] * 4), rank=2)
+    run = split(SplitTucker, conv((16, 8, 3, 3), (8, 8), strides=[2, 2], pads=[1] * 4), rank=2)
     macs = {node.name: node.macs for node in run.price(run.model).nodes}
     assert macs == {"conv/B": 2 * 8 * 64, "conv/G": 4 * 2 * 9 * 16, "conv/A": 16 * 4 * 16}
 
@@ -69,7 +52,7 @@ def test_the_first_factor_runs_before_the_stride() -> None:
 @pytest.mark.parametrize(("shape", "size"), [((12, 8, 5), (9,)), ((12, 8, 2, 3, 2), (4, 5, 4))])
 def test_kernels_of_one_and_three_axes_lose_what_is_noted(shape: tuple[int, ...], size: tuple[int, ...]) -> None:
     model = conv(shape, size)
-    run = run_of(model, rank=4, ridge=1e-9)
+    run = split(SplitTucker, model, rank=4, ridge=1e-9)
     (site,) = run.record.applied
     found, wanted = (
         np.concatenate([np.moveaxis(outputs(m, b)["conv_out"], 1, -1).reshape(-1, 12) for b in feeds(model)])
@@ -81,5 +64,5 @@ def test_kernels_of_one_and_three_axes_lose_what_is_noted(shape: tuple[int, ...]
 
 
 def test_a_kernel_of_one_tap_is_left_to_split_svd() -> None:
-    run = run_of(conv((16, 8, 1, 1), (8, 8)), rank=2)
+    run = split(SplitTucker, conv((16, 8, 1, 1), (8, 8)), rank=2)
     assert skips(run) == {"conv": "its kernel has one tap: split-svd splits it"}

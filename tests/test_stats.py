@@ -17,9 +17,12 @@ from ccompile.analysis import linear
 from ccompile.errors import PassError
 from ccompile.moments import Layer, Moments
 from ccompile.stats import divergence
+from ccompile.walking import first_change
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ccompile.core import Array
 
 
 def same(one: Moments, other: Moments) -> None:
@@ -287,6 +290,23 @@ def test_the_target_is_the_layers_own_output_while_the_other_path_is_still_to_co
     np.testing.assert_allclose(found.sy[0], own.sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
 
 
+def test_rows_that_are_held_are_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled: list[int] = []
+    take = linear.input_rows
+
+    def counted(form: Layer, x: Array, shape: tuple[int, ...], picks: Array) -> Array:
+        sampled.append(len(picks))
+        return take(form, x, shape, picks)
+
+    monkeypatch.setattr(linear, "input_rows", counted)
+    model = dense_chain(2, width=8)
+    form = layers(model)["fc1"]
+    found = calibration(model, feeds(model, (5, 5, 5, 5))).chain(graph.copy(model)).moments(form)
+    assert found.held is not None
+    assert (found.rows, found.held.rows) == (20, 5)
+    assert sampled == [5, 5, 5, 5]
+
+
 # ---------------------------------------------------------------------------------------------- impact, divergence
 
 
@@ -332,7 +352,7 @@ def test_the_impact_of_later_and_later_changes_is_that_of_whole_runs(monkeypatch
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_the_first_change_is_a_node_with_another_name_constant_or_attribute(place: int) -> None:
     base = conv_bn_net(0)
-    assert stats.first_change(base, graph.copy(base)) == len(base.graph)
+    assert first_change(base, graph.copy(base)) == len(base.graph)
     changed = graph.copy(base)
     node = graph.node_named(changed.graph, "conv2")
     if place == 0:
@@ -341,7 +361,7 @@ def test_the_first_change_is_a_node_with_another_name_constant_or_attribute(plac
         set_weight(changed, "conv2", weight(changed, "conv2"))
     else:
         node.attributes["strides"] = ir.AttrInt64s("strides", [3, 3])
-    assert stats.first_change(base, changed) == [str(n.name) for n in base.graph].index("conv2")
+    assert first_change(base, changed) == [str(n.name) for n in base.graph].index("conv2")
 
 
 def test_divergence_of_scores_is_that_of_their_softmax() -> None:

@@ -11,13 +11,14 @@ import pytest
 from calibrated import calibration, feeds, layers
 
 from ccompile import graph
-from ccompile.core import Budget, Compression, Tolerance, View
+from ccompile.core import Budget, Compression, View
 from ccompile.errors import PassError
 from ccompile.passes.allocate import Allocate
 from ccompile.passes.prune_channels import PruneChannels
 from ccompile.passes.split_svd import SplitSvd
 from ccompile.stats import Calibration
 from ccompile.target import load_target
+from ccompile.tolerance import Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,9 +10,10 @@ import driver
 import pytest
 from calibrated import calibration, feeds
 
-from ccompile.core import Budget, Tolerance
+from ccompile.core import Budget
 from ccompile.passes.prune_channels import PruneChannels
 from ccompile.passes.tidy_graph import TidyGraph
+from ccompile.tolerance import Tolerance
 from ccompile.weakening import weakest
 
 if TYPE_CHECKING:

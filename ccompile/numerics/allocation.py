@@ -17,17 +17,20 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 # Up to this many (site, budget unit) cells the dynamic program answers within a second.
 EXACT_CELLS = 2_000_000
 # Pair moves of interacting sites try options up to this far from the current ones, in order of error.
 WINDOW = 15
+# Corrections of a budget whose measure is not a plain sum.
+ROUNDS = 8
 
 CostFunction = Callable[[Array], Array]
 
@@ -69,6 +72,24 @@ def allocate(curves: Sequence[Curve], budget: float, sensitivity: Sequence[float
     while _exchange(errors, costs, budget, choice):
         _fill(errors, costs, budget, choice)
     return choice
+
+
+def within(solve: Callable[[float], T], price: Callable[[T], float], limit: float, left: float) -> T:
+    """Return solve(left) whose price is at most `limit`; what the price is over comes off `left`, ROUNDS times at most.
+
+    For prices that the sum which `solve` keeps below `left` only approximates. Raises ValueError, or what `solve`
+    raises, when none is found.
+
+    >>> within(int, lambda plan: 1.5 * plan, limit=10.0, left=10.0)
+    5
+    """
+    for _ in range(ROUNDS):
+        plan = solve(left)
+        over = price(plan) - limit
+        if over <= 1e-9 * limit:
+            return plan
+        left -= over
+    raise ValueError(f"{ROUNDS} plans were priced, and none keeps it")
 
 
 def exact(curves: Sequence[Curve], budget: float) -> list[int]:

@@ -102,11 +102,16 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+def case(title: str) -> tuple[ir.Model, ir.Node, Layer, Array]:
+    """The model of a case, its node, what that is, and an input."""
+    op, shape, weight, bias, attributes = CASES[title]
+    model, node = single(op, shape, weight, bias, **attributes)
+    return model, node, form_of(node), drawn(*shape)
+
+
 @pytest.mark.parametrize("title", CASES)
 def test_rows_times_weight_are_the_runtimes_outputs(title: str) -> None:
-    op, x_shape, weight, bias, attributes = CASES[title]
-    model, node = single(op, x_shape, weight, bias, **attributes)
-    form, x = form_of(node), drawn(*x_shape)
+    model, node, form, x = case(title)
     y = run(model, x)
     picks = np.arange(linear.row_count(form, y.shape))
     wanted = linear.output_rows(form, y, picks)
@@ -117,9 +122,7 @@ def test_rows_times_weight_are_the_runtimes_outputs(title: str) -> None:
 
 @pytest.mark.parametrize("title", CASES)
 def test_picked_rows_are_those_rows_of_all(title: str) -> None:
-    op, x_shape, weight, bias, attributes = CASES[title]
-    model, node = single(op, x_shape, weight, bias, **attributes)
-    form, x = form_of(node), drawn(*x_shape)
+    model, _, form, x = case(title)
     y = run(model, x)
     count = linear.row_count(form, y.shape)
     picks, every = np.arange(0, count, 3), np.arange(count)
@@ -131,28 +134,24 @@ def test_picked_rows_are_those_rows_of_all(title: str) -> None:
 
 @pytest.mark.parametrize("title", CASES)
 def test_storing_its_own_matrix_changes_nothing(title: str) -> None:
-    op, x_shape, weight, bias, attributes = CASES[title]
-    model, node = single(op, x_shape, weight, bias, **attributes)
-    form, x = form_of(node), drawn(*x_shape)
+    model, node, form, x = case(title)
     before = run(model, x)
-    linear.store(node, form, linear.matrix(node, form), None if op == "MatMul" else linear.bias(node, form))
+    linear.store(node, form, linear.matrix(node, form), None if form.op == "MatMul" else linear.bias(node, form))
     assert graph.check(model) == ""
     np.testing.assert_allclose(run(model, x), before, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("title", CASES)
 def test_a_new_matrix_and_bias_are_what_is_computed_afterwards(title: str) -> None:
-    op, x_shape, weight, bias, attributes = CASES[title]
-    model, node = single(op, x_shape, weight, bias, **attributes)
-    form, x = form_of(node), drawn(*x_shape)
+    model, node, form, x = case(title)
     rng = np.random.default_rng(1)
     W = rng.standard_normal((form.groups, form.out, form.columns))
     b = rng.standard_normal((form.groups, form.out))
-    linear.store(node, form, W, None if op == "MatMul" else b)
+    linear.store(node, form, W, None if form.op == "MatMul" else b)
     y = run(model, x)
     picks = np.arange(linear.row_count(form, y.shape))
     wanted = np.einsum("grd,god->gro", linear.input_rows(form, x, y.shape, picks), W)
-    wanted += 0 if op == "MatMul" else b[:, None]
+    wanted += 0 if form.op == "MatMul" else b[:, None]
     np.testing.assert_allclose(linear.output_rows(form, y, picks), wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ccompile.core import Array
 from ccompile.numerics import allocation as module
-from ccompile.numerics.allocation import Curve, allocate, allocate_interacting, exact
+from ccompile.numerics.allocation import Curve, allocate, allocate_interacting, exact, within
 
 
 def curves_of(seed: int, sites: int = 4, options: int = 5, convex: bool = False, whole: bool = True) -> list[Curve]:
@@ -128,6 +128,22 @@ def test_a_sensitive_site_keeps_its_strength(cells: int, monkeypatch: pytest.Mon
     curve = Curve(np.array([0.0, 0.1, 0.3, 0.6]), np.array([4, 3, 2, 1]))
     assert allocate([curve, curve], 5, [1.0, 100.0]) == [3, 0]
     assert allocate([curve, curve], 5, [100.0, 1.0]) == [0, 3]
+
+
+def test_a_plan_whose_price_is_no_plain_sum_is_corrected_until_it_keeps_the_limit() -> None:
+    asked: list[float] = []
+
+    def solve(left: float) -> float:
+        asked.append(left)
+        return left
+
+    assert within(solve, lambda plan: plan + 3.0, limit=10.0, left=9.0) == 7.0
+    assert asked == [9.0, 7.0]
+
+
+def test_a_limit_that_no_correction_reaches_is_refused() -> None:
+    with pytest.raises(ValueError, match="none keeps it"):
+        within(lambda left: left, lambda _: 11.0, limit=10.0, left=10.0)
 
 
 @pytest.mark.parametrize("cells", [-1, 10**6])
