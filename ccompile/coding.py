@@ -9,7 +9,6 @@ first projected on the others, which leaves the loss of every such What as it wa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -324,35 +323,19 @@ class Coding(Compression):
             fitted = self.fit(metrics, form, choice.strength, held)
             note = f"{choice.error:.3g} of the weight's power lost"
         else:
-            fitted, goal, first = self._fitted(node, form, choice.strength, held, data)
+            was, chain = data
+
+            def fit(goal: Goal) -> Fitted:
+                return self.fit(goal.metrics, form, choice.strength, held)
+
+            first = fitting.goal(node, was, chain, self.ridge, lambda goal: fit(goal).weight)
+            fitted, goal = fitting.fitted(first, fit, lambda found: found.weight, was, chain)
             lost = fitting.lost(first.moments, fitted.weight, goal.bias(fitted.weight))
             bias = None if form.op == "MatMul" else goal.bias(fitted.weight)
             note = f"{lost:.3g} of the output's power lost, {choice.error:.3g} predicted"
         small = self._store(node, form, fitted, bias, _means(view))
         label = "; ".join(text for text in (f"{self.label(choice.strength)}, {note}", fitted.note, small.name) if text)
         return Site((form.name,), label, site.input, site.output)
-
-    def _fitted(
-        self, node: ir.Node, form: Layer, strength: float, held: Array | None, data: tuple[Was, Chain]
-    ) -> tuple[Fitted, Goal, Goal]:
-        """Return the fit to the outputs, or to what the activation behind shows of them if better, and the goals."""
-        was, chain = data
-
-        def rough(goal: Goal) -> Array:
-            return self.fit(goal.metrics, form, strength, held).weight
-
-        first = goal = fitting.goal(node, was, chain, self.ridge, rough)
-        fitted = best = self.fit(goal.metrics, form, strength, held)
-        best_goal, least = goal, math.inf
-        for _ in range(fitting.SIGHTS):
-            again = fitting.seen(goal, fitted.weight, was, chain)
-            if again is None or again[1] >= least:
-                break
-            best, best_goal, (goal, least) = fitted, goal, again
-            fitted = self.fit(goal.metrics, form, strength, held)
-        else:
-            return fitted, goal, first
-        return best, best_goal, first
 
     def _store(self, node: ir.Node, form: Layer, fitted: Fitted, bias: Array | None, means: Means) -> Form:
         """Give the node its weight in the smallest form, and its bias."""

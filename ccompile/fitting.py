@@ -7,8 +7,10 @@ Source: He et al. 2017, arXiv:1707.06168 (asymmetric least squares); Zhang et al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +20,8 @@ from ccompile.analysis import linear
 from ccompile.core import Array, Chain
 from ccompile.moments import Layer, Moments
 from ccompile.numerics import least_squares, shrinkage
+
+T = TypeVar("T")
 
 FACTORS = (0.25, 1.0, 4.0, 16.0, 64.0)  # multiples of the ridge that samples ask for, tried on held rows
 SIGHTS = 2  # refits towards what the activation shows
@@ -196,7 +200,25 @@ class Goal:
         return offset
 
 
-def seen(goal: Goal, What: Array, was: Was, chain: Chain) -> tuple[Goal, float] | None:
+def fitted(
+    goal: Goal, fit: Callable[[Goal], T], weight: Callable[[T], Array], was: Was, chain: Chain
+) -> tuple[T, Goal]:
+    """Return fit(goal), or that to what the activation behind the layer shows if better, and the goal that it is for.
+
+    weight: gives the structured weight [g, o, d] of what `fit` returns. The layer is the one asked for last.
+    """
+    found = best = fit(goal)
+    best_goal, least = goal, math.inf
+    for _ in range(SIGHTS):
+        again = _towards_seen(goal, weight(found), was, chain)
+        if again is None or again[1] >= least:
+            return best, best_goal
+        best, best_goal, (goal, least) = found, goal, again
+        found = fit(goal)
+    return found, goal
+
+
+def _towards_seen(goal: Goal, What: Array, was: Was, chain: Chain) -> tuple[Goal, float] | None:
     """Return the goal towards what the activation behind the layer asked for last shows, and what What loses there.
 
     What[g, o, d]: the structured weight so far. None where the activation, if any, shows all.

@@ -63,28 +63,10 @@ def to_outputs(
     """
     was, chain = data
     first = fitting.goal(node, was, chain, ridge, lambda goal: _stand_in(scheme, goal, form, rank))
-    factors, goal = _seen(scheme, first, form, rank, was, chain)
+    factors, goal = fitting.fitted(first, lambda goal: _to(scheme, goal, form, rank), _composed, was, chain)
     What = _composed(factors)
     lost = fitting.lost(first.moments, What, goal.bias(What))
     return Fitted(factors, None if form.op == "MatMul" else goal.bias(What).reshape(-1), lost)
-
-
-def _seen(
-    scheme: Scheme, goal: Goal, form: Layer, rank: int, was: Was, chain: Chain
-) -> tuple[tuple[Factors, ...], Goal]:
-    """Return the split fitted to the outputs, then to what the activation behind shows of them if better."""
-    factors = _to(scheme, goal, form, rank)
-    best, best_goal, least = factors, goal, math.inf
-    for _ in range(fitting.SIGHTS):
-        again = fitting.seen(goal, _composed(factors), was, chain)
-        if again is None:
-            return best, best_goal
-        towards, left = again
-        if left >= least:
-            return best, best_goal
-        best, best_goal, least, goal = factors, goal, left, towards
-        factors = _to(scheme, goal, form, rank)
-    return factors, goal
 
 
 def _to(scheme: Scheme, goal: Goal, form: Layer, rank: int) -> tuple[Factors, ...]:

@@ -190,7 +190,7 @@ def _shaped(at: Place, value: ir.Value, shape: Sequence[int], held: object, coun
 
 
 def _dims(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+    return "d" + "x".join(map(str, shape))
 
 
 def _code_ops(bits: int, means: Means) -> frozenset[str]:
