@@ -71,7 +71,6 @@ class Coding(Compression):
     after: ClassVar[tuple[str, ...]] = ("fold-batchnorm", "prune-channels")
     ops: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-    keep: Budget | None = Field(None, description="a share of the source's cost to spend: `stored_bytes`")
     error: float | None = Field(None, gt=0, lt=1, description="share of a layer's output power that may be lost")
     statistics: Literal["calibration", "weights"] = Field(
         "calibration", description="fit to calibration data, or, without any, in the metric of the weights alone"
@@ -83,6 +82,11 @@ class Coding(Compression):
     sensitivity: bool = Field(True, description="for a budget, measure what each layer's error does to the outputs")
 
     # -------------------------------------------------------------------------------- what a structure is
+
+    @property
+    def budget(self) -> Budget | None:
+        """Return the share of the source's cost to spend over all layers, if that says how strong."""
+        raise NotImplementedError
 
     def strengths(self, form: Layer) -> list[float]:
         """Return the strengths that a curve of a layer tells, mildest first."""
@@ -244,17 +248,24 @@ class Coding(Compression):
 
     def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
         """Spend a budget over all layers, or pick layer by layer."""
-        if self.keep is None or not curves:
+        if self.budget is None or not curves:
             return super().plan(curves, view)
         assert view.costs is not None
-        ((_, share),) = self.keep.given
+        ((_, share),) = self.budget.given
+        costs = [np.array([choice.stored_bytes for choice in choices]) for _, choices in curves]
+        now = view.costs.report(view.model).stored_bytes - sum(float(cost[0]) for cost in costs)
+        return self.spend(curves, costs, share * view.costs.source.stored_bytes - now, view)
+
+    def spend(
+        self, curves: Sequence[tuple[Site, Sequence[Choice]]], costs: Sequence[Array], limit: float, view: View
+    ) -> list[Choice | Skip]:
+        """Return the choice of each layer that together lose least and cost at most `limit`."""
         tables = [
-            allocation.Curve(self.impacts(site, choices, view), np.array([choice.stored_bytes for choice in choices]))
-            for site, choices in curves
+            allocation.Curve(self.impacts(site, choices, view), cost)
+            for (site, choices), cost in zip(curves, costs, strict=True)
         ]
-        now = view.costs.report(view.model).stored_bytes - sum(float(table.costs[0]) for table in tables)
         try:
-            options = allocation.allocate(tables, share * view.costs.source.stored_bytes - now)
+            options = allocation.allocate(tables, limit)
         except ValueError as error:
             raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more layers.") from error
         chosen = [choices[option] for (_, choices), option in zip(curves, options, strict=True)]

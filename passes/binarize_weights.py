@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from ccompile import storage
 from ccompile.coding import Coding, Fitted, scaled, sliced
-from ccompile.core import Array
+from ccompile.core import Array, Budget
 from ccompile.fitting import Metric
 from ccompile.moments import Layer
 from ccompile.numerics import codebooks
@@ -44,6 +44,7 @@ class BinarizeWeights(Coding):
     )
     scope: Literal["tensor", "channel"] = Field("channel", description="what has a scale of its own")
     error: float | None = Field(None, gt=0, lt=1, description="leave layers alone that would lose more of their power")
+    keep: Budget | None = Field(None, description="a share of the source's cost to spend: `stored_bytes`")
     scales: Literal["best", "power-of-two"] = Field("best", description="scales that lose least, or powers of two")
 
     @model_validator(mode="after")
@@ -53,6 +54,11 @@ class BinarizeWeights(Coding):
         if self.keep is not None and self.keep.stored_bytes is None:
             raise ValueError("`keep` spends `stored_bytes`: codes leave parameters and multiply-adds as they are")
         return self
+
+    @property
+    def budget(self) -> Budget | None:
+        """Return the share of the source's cost to spend."""
+        return self.keep
 
     def strengths(self, form: Layer) -> list[float]:
         """Return the number of values."""

@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 
 from ccompile import storage
 from ccompile.coding import Coding, Fitted, sliced
-from ccompile.core import Array
+from ccompile.core import Array, Budget
 from ccompile.fitting import Metric
 from ccompile.moments import Layer
 from ccompile.numerics import codebooks
@@ -40,6 +40,7 @@ class ClusterWeights(Coding):
 
     bits: Bits | None = Field(None, description="bits of a code: 2^bits levels")
     levels: int | None = Field(None, ge=2, le=256, description="number of levels of a table")
+    keep: Budget | None = Field(None, description="a share of the source's cost to spend: `stored_bytes`")
     layers: dict[str, Bits] = Field({}, description="bits where a node's name fits the glob, instead of the others")
     scope: Literal["tensor", "channel", "group"] = Field(
         "tensor", description="what has a table of its own: a weight, each output channel, or blocks of its columns"
@@ -64,6 +65,11 @@ class ClusterWeights(Coding):
     def keeps_zeros(self) -> bool:
         """Return whether weights that are zero stay so."""
         return self.zeros
+
+    @property
+    def budget(self) -> Budget | None:
+        """Return the share of the source's cost to spend."""
+        return self.keep
 
     def strengths(self, form: Layer) -> list[float]:
         """Return numbers of levels."""

@@ -25,7 +25,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ccompile import storage
 from ccompile.coding import Coding, Fitted, scaled, sliced
-from ccompile.core import Array
+from ccompile.core import Array, Budget
 from ccompile.fitting import Metric
 from ccompile.moments import Layer
 from ccompile.numerics import codebooks
@@ -45,6 +45,7 @@ class QuantizeWeights(Coding):
     """Options of quantize-weights: exactly one of bits, error and keep."""
 
     bits: Bits | None = Field(None, description="bits of an integer: 2 to 8, or 16")
+    keep: Budget | None = Field(None, description="a share of the source's cost to spend: `stored_bytes`")
     layers: dict[str, Bits] = Field({}, description="bits where a node's name fits the glob, instead of the others")
     scope: Literal["tensor", "channel", "group"] = Field(
         "channel", description="what has a scale of its own: a weight, each output channel, or blocks of its columns"
@@ -72,6 +73,11 @@ class QuantizeWeights(Coding):
     def keeps_zeros(self) -> bool:
         """Return whether weights that are zero stay so: 0 is an integer."""
         return True
+
+    @property
+    def budget(self) -> Budget | None:
+        """Return the share of the source's cost to spend."""
+        return self.keep
 
     def strengths(self, form: Layer) -> list[float]:
         """Return bits."""

@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "fold-batchnorm": {},
     "merge-neurons": {"amount": 0.3},
     "prune-channels": {"keep": 0.5},
+    "prune-weights": {"keep": 0.3},
     "quantize-weights": {"bits": 4},
     "repair": {},
     "split-basis": {"keep": 0.6},
@@ -41,6 +42,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 IDLE = {
     "binarize-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
     "cluster-weights": {"capturing", "half", "quantised", "shared_weights"},
+    "prune-weights": {"capturing", "half", "quantised", "shared_weights"},
     "quantize-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
     "split-biclusters": {"mlp", "quantised", "shared_weights", "transformer", "upsampling"},
     "split-colour": set(builders.ZOO) - {"conv_bn", "grouped", "residual", "open"},
