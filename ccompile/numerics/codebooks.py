@@ -31,7 +31,6 @@ Rounding = Literal["nearest", "feedback", "stochastic"]
 S = TypeVar("S", bound=Structure)
 
 ROUNDS = 4  # most times that parameters and codes are bettered in turn
-ROW_CELLS = 256  # cells of the k-means of a table of its own
 PROGRESS = 3e-3  # the share of the loss that a round must still gain
 CLIPPINGS = 40  # scales tried, of the range that the largest weight needs
 
@@ -95,13 +94,10 @@ def fit(
         raise ValueError(f"{plan.k} values: there must be one, and one more where zeros are kept")
     masks: Sequence[Array | None] = mask if mask is not None else [None] * len(W)
     layout = plan.layout.tables(W)
-    samples = _samples(W, H if plan.weighted else [None] * len(W), masks, layout)
-    tables = np.full((len(samples), k), np.inf)
-    tables[:, 0] = 0.0
-    for table, (values, cost) in enumerate(samples):
-        if len(values):
-            found = _means(values, cost, k, plan.start, kmeans.CELLS if len(samples) == 1 else ROW_CELLS)
-            tables[table, : len(found)] = found
+    values, cost = _samples(W, H if plan.weighted else [None] * len(W), masks, layout)
+    tables = (
+        _many(values, cost, k) if len(values) > 1 and plan.start == "optimal" else _each(values, cost, k, plan.start)
+    )
     parts = [
         Coded(table=table, code=np.zeros(each.shape, np.int32), mask=held, tables=tables)
         for table, each, held in zip(layout, W, masks, strict=True)
@@ -116,8 +112,7 @@ def quantise(
     pattern = np.array(plan.pattern, np.float64)
     masks: Sequence[Array | None] = mask if mask is not None else [None] * len(W)
     layout = plan.layout.tables(W)
-    samples = _samples(W, H, masks, layout)
-    scale = np.array([_clipped(values, cost, pattern, plan) for values, cost in samples])
+    scale = _clipped(*_samples(W, H, masks, layout), pattern, plan)
     fixed = plan.power or not plan.search
     parts = [
         Scaled(table=table, code=np.zeros(each.shape, np.int32), mask=held, pattern=pattern, scale=scale, fixed=fixed)
@@ -187,49 +182,70 @@ def powers(bits: int) -> tuple[float, ...]:
 
 def _samples(
     W: Sequence[Array], H: Sequence[Array | None], masks: Sequence[Array | None], layout: Sequence[Array]
-) -> list[tuple[Array, Array]]:
-    """Return the free weights of each table and what their squared errors cost."""
-    values, costs, places = [], [], []
+) -> tuple[Array, Array]:
+    """Return the weights [t, n] of each table and what their squared errors cost: nothing where held at zero.
+
+    Where a row's last block is short, others are repeated at no cost.
+    """
+    values, costs = [], []
     for each, metric, held, table in zip(W, H, masks, layout, strict=True):
-        cost = np.ones(each.shape) if metric is None else np.broadcast_to(metric.diagonal(), each.shape)
-        free = np.ones(each.shape, bool) if held is None else held
-        values.append(each[free])
-        costs.append(cost[free])
-        places.append(np.broadcast_to(table, each.shape)[free])
-    flat, cost, place = (np.concatenate(part) for part in (values, costs, places))
-    count = max(int(table.max()) for table in layout) + 1
-    order = np.argsort(place, kind="stable")
-    edges = np.searchsorted(place[order], np.arange(count + 1))
-    parts = [order[edges[number] : edges[number + 1]] for number in range(count)]
-    return [(flat[at], cost[at]) for at in parts]
+        cost = np.ones(each.shape) if metric is None else np.broadcast_to(np.maximum(metric.diagonal(), 0), each.shape)
+        cost = cost if held is None else np.where(held, cost, 0.0)
+        blocks = len(np.unique(table[0]))
+        size = -(-each.shape[1] // blocks)
+        short = blocks * size - each.shape[1]
+        values.append(np.pad(each, ((0, 0), (0, short)), mode="wrap").reshape(-1, size))
+        costs.append(np.pad(cost, ((0, 0), (0, short))).reshape(-1, size))
+    flat, cost = np.concatenate(values), np.concatenate(costs)
+    if max(int(table.max()) for table in layout) == 0:
+        return flat.reshape(1, -1), cost.reshape(1, -1)
+    return flat, cost
 
 
-def _means(values: Array, cost: Array, k: int, start: Start, cells: int) -> Array:
+def _many(values: Array, cost: Array, k: int) -> Array:
+    """Return the k-means of each table, by their free weights."""
+    alive = cost.any(1)
+    # Where an entry costs nothing it takes the place of one that does, so that it makes no level.
+    best = np.take_along_axis(values, cost.argmax(1)[:, None], 1)
+    found = kmeans.many(np.where(cost > 0, values, best), cost, k)
+    found[~alive] = np.where(np.arange(k) == 0, 0.0, np.inf)
+    return found
+
+
+def _each(values: Array, cost: Array, k: int, start: Start) -> Array:
+    """Return the levels of each table, one after the other."""
+    tables = np.full((len(values), k), np.inf)
+    tables[:, 0] = 0.0
+    for table, (row, price) in enumerate(zip(values, cost, strict=True)):
+        if price.any():
+            found = _means(row[price > 0], price[price > 0], k, start)
+            tables[table, : len(found)] = found
+    return tables
+
+
+def _means(values: Array, cost: Array, k: int, start: Start) -> Array:
     if start == "mixture":
         return kmeans.mixture(values, cost, k)
     if start == "lloyd":
         return np.unique(kmeans.lloyd(values, cost, np.linspace(values.min(), values.max(), k)))
-    return kmeans.centroids(values, cost, k, cells)
+    return kmeans.centroids(values, cost, k)
 
 
-def _clipped(values: Array, cost: Array, pattern: Array, plan: Grid) -> float:
-    """Return the scale of a pattern that costs least on values, of clippings of the one that holds them all."""
-    top = float(np.abs(values).max(initial=0.0))
-    if top == 0:
-        return 1.0
-    whole = top / float(min(-pattern[0], pattern[-1]))
+def _clipped(values: Array, cost: Array, pattern: Array, plan: Grid) -> Array:
+    """Return the scale [t] of a pattern that costs least on each row of values, of clippings of what holds them all."""
+    top = np.abs(np.where(cost > 0, values, 0.0)).max(1)
+    whole = np.where(top > 0, top / min(-pattern[0], pattern[-1]), 1.0)
     if plan.power:
         whole = 2.0 ** np.ceil(np.log2(whole))
-        tried = np.array([whole, whole / 2, whole / 4]) if plan.search else np.array([whole])
-    else:
-        tried = whole * np.linspace(1.0, 0.2, CLIPPINGS) if plan.search else np.array([whole])
-    costs = []
-    for scale in tried:
-        part = Scaled(
-            table=np.zeros((1, 1), np.int64), code=np.zeros((1, 1), np.int32), pattern=pattern, scale=np.array([scale])
-        )
-        costs.append(float((cost * np.square(part.level(part.pick(values, 0, 1.0), 0) - values)).sum()))
-    return float(tried[int(np.argmin(costs))])
+    ratios = (2.0 ** -np.arange(3) if plan.power else np.linspace(1.0, 0.2, CLIPPINGS)) if plan.search else np.ones(1)
+    none = np.zeros((1, 1), np.int32)
+    unit = Scaled(table=none, code=none, pattern=pattern, scale=np.ones(1))
+    best, least = whole, np.full(len(values), np.inf)
+    for ratio in ratios:
+        scale = (whole * ratio)[:, None]
+        now = (cost * np.square(pattern[unit.nearest(values / scale)] * scale - values)).sum(1)
+        best, least = np.where(now < least, whole * ratio, best), np.minimum(now, least)
+    return best
 
 
 def _stochastic(part: Scaled, W: Array, rng: np.random.Generator) -> Scaled:

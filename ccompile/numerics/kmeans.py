@@ -21,6 +21,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 CELLS = 4096  # more distinct values than this are merged into as many cells before the dynamic program
+ROW_CELLS, ROW_CHUNK, ROW_STEPS = 64, 512, 12  # of many rows: cells, rows at once, steps of Lloyd
 STEPS = 50  # most steps of Lloyd and of the mixture
 
 
@@ -47,6 +48,65 @@ def centroids(values: Array, weights: Array | None, k: int, cells: int = CELLS) 
     masses = np.bincount(cell, mass)
     means = np.bincount(cell, mass * distinct) / masses
     return lloyd(distinct, mass, _dynamic(means, masses, k))
+
+
+def many(values: Array, weights: Array, k: int, cells: int = ROW_CELLS) -> Array:
+    """Return the centroids[r, k] of each row of values[r, n] with weights[r, n] >= 0, ascending, padded with +inf.
+
+    All rows at once: optimal over `cells` neighbourhoods of equal count (exact where n is no more), then Lloyd's steps.
+
+    >>> many(np.array([[0.0, 1.0, 10.0, 12.0], [1.0, 1.0, 1.0, 1.0]]), np.ones((2, 4)), 2).tolist()
+    [[0.5, 11.0], [1.0, 1.0]]
+    """
+    order = np.argsort(values, axis=1, kind="stable")
+    ranked, mass = np.take_along_axis(values, order, 1), np.take_along_axis(weights, order, 1)
+    r, n = ranked.shape
+    if n <= k:
+        return np.concatenate([ranked, np.full((r, k - n), np.inf)], axis=1)
+    mass = np.where(mass.sum(1, keepdims=True) > 0, mass, 1.0)
+    sums = np.concatenate([np.zeros((3, r, 1)), np.cumsum([mass, mass * ranked, mass * ranked**2], axis=2)], axis=2)
+    count = min(cells, n)
+    edges = np.arange(count + 1) * n // count
+    found = _means_of(sums, ranked, _dynamic_rows(sums[:, :, edges], k, edges))
+    for _ in range(ROW_STEPS):
+        middles = (found[:, 1:] + found[:, :-1]) / 2
+        cuts = np.stack([(ranked <= middle[:, None]).sum(1) for middle in middles.T], axis=1)
+        moved = _means_of(sums, ranked, np.concatenate([np.zeros((r, 1), np.int64), cuts, np.full((r, 1), n)], axis=1))
+        if np.array_equal(moved, found):
+            break
+        found = moved
+    return found
+
+
+def _means_of(sums: Array, ranked: Array, cuts: Array) -> Array:
+    """Return the means [r, k] of sorted rows between cuts[r, k + 1]; of an empty or weightless part a near value."""
+    parts = np.diff(np.take_along_axis(sums, np.broadcast_to(cuts, (3, *cuts.shape)), 2), axis=2)
+    near = np.take_along_axis(ranked, np.minimum(cuts[:, :-1], ranked.shape[1] - 1), 1)
+    means = np.where(parts[0] > 0, parts[1] / np.where(parts[0] > 0, parts[0], 1.0), near)
+    return np.maximum.accumulate(means, axis=1)
+
+
+def _dynamic_rows(sums: Array, k: int, edges: Array) -> Array:
+    """Return the cuts[r, k + 1] that are best among `edges`, from prefix sums[3, r, c + 1] at them."""
+    r, c = sums.shape[1], sums.shape[2] - 1
+    chosen = np.empty((r, k + 1), np.int64)
+    for begin in range(0, r, ROW_CHUNK):
+        part = sums[:, begin : begin + ROW_CHUNK]
+        mass, first, second = (row[:, None, :] - row[:, :, None] for row in part)  # [r, from, to]
+        cost = np.maximum(second - first**2 / np.where(mass > 0, mass, 1.0), 0.0)
+        cost = np.where(np.arange(c + 1)[:, None] <= np.arange(c + 1), cost, np.inf)
+        best, starts = cost[:, 0], []
+        for _ in range(1, k):
+            total = best[:, :, None] + cost
+            starts.append(total.argmin(1))
+            best = np.take_along_axis(total, starts[-1][:, None], 1)[:, 0]
+        at = np.full(len(best), c)
+        chosen[begin : begin + len(best), k] = at
+        for cluster in range(k - 1, 0, -1):
+            at = np.take_along_axis(starts[cluster - 1], at[:, None], 1)[:, 0]
+            chosen[begin : begin + len(best), cluster] = at
+        chosen[begin : begin + len(best), 0] = 0
+    return np.asarray(edges)[chosen]
 
 
 def lloyd(values: Array, weights: Array | None, start: Array) -> Array:

@@ -202,7 +202,10 @@ class Scaled(Structure):
     def pick(self, wanted: Array, j: int, curvature: float) -> Array:
         """Return the nearest value's code, of two as near the lower."""
         scale = self.scale[self.column(self.table, j)]
-        relative = wanted / np.where(scale > 0, scale, 1.0)
+        return self.nearest(wanted / np.where(scale > 0, scale, 1.0))
+
+    def nearest(self, relative: Array) -> Array:
+        """Return the codes of the pattern's entries nearest to values of any shape in units of the scale."""
         if self.is_uniform:
             steps = (relative - self.pattern[0]) / (self.pattern[1] - self.pattern[0])
             rounded: Array = np.clip(np.ceil(steps - 0.5), 0, len(self.pattern) - 1).astype(np.int32)
