@@ -148,7 +148,6 @@ def _cut_of(about: onnx.TensorProto, field: int, data: Buffer) -> Cut:
     return Cut(about.name, dtype.name, tuple(about.dims), width if fits else 8, is_float, data)
 
 
-def announces(rest: bytes, position: int, size: int) -> bool:
-    """Return whether the bytes before a position announce that `size` bytes follow."""
-    length = encode_varint(size)
-    return rest[max(position - len(length), 0) : position] == length
+def announces(before: bytes, size: int) -> bool:
+    """Return whether the bytes before a tensor end with its size."""
+    return before.endswith(encode_varint(size))

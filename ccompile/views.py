@@ -95,7 +95,7 @@ def separate(data: Array, view: View) -> tuple[int, list[Array]]:
     """
     if view == View():
         return 0, [data]
-    elements, filler, streams = _elements(data, view.width), 0, []
+    elements, filler, streams = elements_of(data, view.width), 0, []
     if view.sparse:
         filler = int(np.bincount(elements, minlength=1).argmax()) if view.width <= _NARROW else 0
         kept = elements != filler
@@ -123,7 +123,7 @@ def join(filler: int, size: int, view: View, read: Callable[[int, int], Array]) 
     return _bytes_of(elements, view.width)
 
 
-def _elements(data: Array, width: int) -> Array:
+def elements_of(data: Array, width: int) -> Array:
     """Return the elements of data[n] uint8 as unsigned integers; those below a byte one per byte."""
     if width > _NARROW:
         return data.view(f"<u{width // 8}")
@@ -131,7 +131,7 @@ def _elements(data: Array, width: int) -> Array:
 
 
 def _bytes_of(elements: Array, width: int) -> Array:
-    """Return the bytes of elements, the inverse of `_elements`; a last byte that is not full ends in zeros."""
+    """Return the bytes of elements, the inverse of `elements_of`; a last byte that is not full ends in zeros."""
     if width >= _NARROW:
         return elements.view(np.uint8)
     per_byte = 8 // width
@@ -168,7 +168,7 @@ def _read(count: int, view: View, read: Callable[[int, int], Array]) -> Array:
     if view.width <= _NARROW:
         if view.spread:
             return read(0, count)
-        return _elements(read(0, -(-count * view.width // 8)), view.width)[:count]
+        return elements_of(read(0, -(-count * view.width // 8)), view.width)[:count]
     kind = np.dtype(f"<u{view.width // 8}")
     if not view.spread:
         return read(0, count * kind.itemsize).view(kind)
