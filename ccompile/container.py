@@ -152,7 +152,9 @@ def read_index(file: IO[bytes], where: str, limit: int | None = None) -> Index:
     if index.size > (default_limit(packed) if limit is None else limit):
         most = default_limit(packed) if limit is None else limit
         raise ModelError(
-            f"it says that it unpacks to {index.size:,} bytes, more than {most:,}", where, "Give a higher `limit`."
+            f"it says that it unpacks to {index.size:,} bytes, more than {most:,}",
+            where,
+            "Give a higher limit (`--limit`) if you trust it.",
         )
     return index
 
