@@ -8,13 +8,13 @@ float32 weights that the tensor stands for (docs/decisions.md says what was meas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ccompile import coders, views
-from ccompile.coders import FIRST_LZMA, HUFFMAN, NUMBER, STORED, Coded
+from ccompile import coders, positions, views
+from ccompile.coders import FIRST_LZMA, GENERAL, HUFFMAN, POSITIONS, STORED, Coded
 from ccompile.views import View
 
 if TYPE_CHECKING:
@@ -43,22 +43,32 @@ class Choice:
 
 def choose_text(data: bytes) -> Choice:
     """Return the smallest form of bytes that are no weights: any coder will do."""
-    return Choice(View(), 0, (coders.smallest(data, range(NUMBER)),))
+    return Choice(View(), 0, (coders.smallest(data, GENERAL),))
 
 
-def choose(data: Array, width: int, is_float: bool) -> Choice:
-    """Return the smallest form of a tensor's bytes data[n] uint8, of elements of `width` bits."""
+def choose(data: Array, width: int, is_float: bool, shape: Sequence[int] = ()) -> Choice:
+    """Return the smallest form of a tensor's bytes data[n] uint8, of elements of `width` bits; shape: of the tensor."""
     found = list(views.candidates(width, data.size, is_float))
     sample = _sample(data)
     weights = 4 * sample.size * 8 // width
     found.sort(key=lambda view: _coded(sample, view, (STORED, HUFFMAN), weights).cost)  # stable: the simplest first
-    finalists = [_coded(sample, view, range(NUMBER), weights) for view in found[:_FINALISTS]]
-    best = min(finalists, key=lambda choice: choice.cost)
+    finalists = [_coded(sample, view, GENERAL, weights) for view in found[:_FINALISTS]]
     if sample is data:
-        return best
+        return min((_positioned(choice, data, shape) for choice in finalists), key=lambda choice: choice.cost)
+    best = min(finalists, key=lambda choice: choice.cost)
     filler, streams = views.separate(data, best.view)
     pairs = zip(streams, best.streams, strict=True)
-    return Choice(best.view, filler, tuple(coders.smallest(_bytes(s), {STORED, like.coder}) for s, like in pairs))
+    coded = tuple(coders.smallest(_bytes(stream), {STORED, like.coder}) for stream, like in pairs)
+    return _positioned(Choice(best.view, filler, coded), data, shape)
+
+
+def _positioned(choice: Choice, data: Array, shape: Sequence[int]) -> Choice:
+    """Return the choice with its positions coded as such, where that is smaller."""
+    if not choice.view.sparse:
+        return choice
+    mask, *others = choice.streams
+    coded = Coded(POSITIONS, positions.encode(_bytes(views.separate(data, choice.view)[1][0]), shape))
+    return replace(choice, streams=(coded, *others)) if coded.cost < mask.cost else choice
 
 
 def _bytes(stream: Array) -> bytes:

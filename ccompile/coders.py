@@ -5,7 +5,8 @@
 | 0 | the bytes themselves |
 | 1 | Huffman codes only: a raw DEFLATE stream of zlib's Huffman-only strategy, as Deep Compression codes indices |
 | 2 | zstandard, the highest level; no magic number, size or checksum, which the container has |
-| 3.. | LZMA2, raw, with the literal contexts, literal positions and positions of `_LZMA` |
+| 3 | positions: not of any bytes, see positions.py |
+| 4.. | LZMA2, raw, with the literal contexts, literal positions and positions of `_LZMA` |
 
 Source: Han et al. 2016, arXiv:1510.00149, section 4; RFC 1951; RFC 8878.
 """
@@ -19,12 +20,13 @@ from dataclasses import dataclass
 
 import zstandard
 
-STORED, HUFFMAN, ZSTD, FIRST_LZMA = range(4)
+STORED, HUFFMAN, ZSTD, POSITIONS, FIRST_LZMA = range(5)
 _LZMA = ((3, 0, 2), (0, 0, 0), (4, 0, 0), (0, 2, 2))  # lc, lp, pb: text, few symbols, nibbles, words of four bytes
 _LZMA_WINDOW = (1 << 12, 1 << 26)  # bytes
 _ZSTD_LEVEL = 22
 _ZSTD_WINDOW = 1 << 27  # bytes: what the highest level asks for at most
 NUMBER = FIRST_LZMA + len(_LZMA)
+GENERAL = (STORED, HUFFMAN, ZSTD, *range(FIRST_LZMA, NUMBER))  # what codes any bytes
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class Coded:
 def name_of(coder: int) -> str:
     """Return a coder's name.
 
-    >>> [name_of(coder) for coder in (STORED, HUFFMAN, ZSTD, FIRST_LZMA)]
-    ['stored', 'huffman', 'zstd', 'lzma lc3 lp0 pb2']
+    >>> [name_of(coder) for coder in range(FIRST_LZMA + 1)]
+    ['stored', 'huffman', 'zstd', 'positions', 'lzma lc3 lp0 pb2']
     """
     if coder < FIRST_LZMA:
-        return ("stored", "huffman", "zstd")[coder]
+        return ("stored", "huffman", "zstd", "positions")[coder]
     return "lzma lc{} lp{} pb{}".format(*_LZMA[coder - FIRST_LZMA])
 
 

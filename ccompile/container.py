@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from ccompile import coders, views
+from ccompile import coders, positions, views
 from ccompile.errors import ModelError
 from ccompile.splice import announces
 from ccompile.views import View
@@ -239,7 +239,10 @@ def _decoded(file: IO[bytes], part: Part, where: str, what: str) -> Array:
         raise _damaged(where, f"the checksum of {what} does not hold")
 
     def read(index: int, length: int) -> Array:
-        return np.frombuffer(coders.decode(coded[index], part.streams[index][0], length), np.uint8)
+        coder = part.streams[index][0]
+        if coder == coders.POSITIONS:
+            return np.frombuffer(positions.decode(coded[index], length), np.uint8)
+        return np.frombuffer(coders.decode(coded[index], coder, length), np.uint8)
 
     try:
         return views.join(part.filler, part.size, part.view, read)

@@ -78,7 +78,7 @@ def _write(out: IO[bytes], pieces: Sequence[Piece], proto: onnx.ModelProto) -> t
         if not isinstance(piece, Cut):
             position += len(piece)
             continue
-        choice = choosing.choose(np.frombuffer(piece.data, np.uint8), piece.width, piece.is_float)
+        choice = choosing.choose(np.frombuffer(piece.data, np.uint8), piece.width, piece.is_float, piece.shape)
         cost = _add(writer, position, size_of(piece), choice)
         codebook = accounting.bytes_of(values.get(piece.name, ()), proto)
         accounts.append(accounting.account_of(piece, cost, _form(choice), codebook))

@@ -28,7 +28,7 @@ LAYERS = [
     ["ccompile.selectors", "ccompile.validation", "ccompile.tolerance"],
     ["ccompile.overrides"],
     ["ccompile.core"],
-    ["ccompile.coders", "ccompile.views"],
+    ["ccompile.coders", "ccompile.views", "ccompile.positions"],
     ["ccompile.files", "ccompile.see_through", "ccompile.splice"],
     ["ccompile.container", "ccompile.choosing"],
     ["ccompile.graph"],
