@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FLOAT32 = 4  # bytes of a weight that is not compressed
 _GAPS = (5, 8)  # bits, in Deep Compression for dense layers and for convolutions
 _MOST_SYMBOLS = 1 << 16  # beyond these an order-0 code says nothing
-_SAMPLE = 1 << 18  # elements looked at to see that there are more
+_SAMPLE = 1 << 17  # elements looked at to see that there are more
 _INDEX_BITS = 8  # integers up to these bits stand for weights; wider ones are shapes and positions
 
 

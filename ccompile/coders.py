@@ -24,6 +24,7 @@ STORED, HUFFMAN, ZSTD, POSITIONS, FIRST_LZMA = range(5)
 _LZMA = ((3, 0, 2), (0, 0, 0), (4, 0, 0), (0, 2, 2))  # lc, lp, pb: text, few symbols, nibbles, words of four bytes
 _LZMA_WINDOW = (1 << 12, 1 << 26)  # bytes
 _ZSTD_LEVEL = 22
+_NOISE = 1 << 12  # bytes
 _ZSTD_WINDOW = 1 << 27  # bytes: what the highest level asks for at most
 NUMBER = FIRST_LZMA + len(_LZMA)
 GENERAL = (STORED, HUFFMAN, ZSTD, *range(FIRST_LZMA, NUMBER))  # what codes any bytes
@@ -110,6 +111,9 @@ def _inflate(data: bytes, size: int) -> tuple[bytes, bool]:
 def _unzstd(data: bytes, size: int) -> bytes:
     decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
     try:
+        announced = zstandard.get_frame_parameters(data, zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
+        if announced != zstandard.CONTENTSIZE_UNKNOWN:  # it would be allocated before anything is decoded
+            raise ValueError(f"a frame that says it holds {announced} bytes")
         return decoder.decompress(data, max_output_size=max(size, 1), allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
@@ -124,6 +128,13 @@ def _unlzma(data: bytes, coder: int, size: int) -> tuple[bytes, bool]:
     return found, stream.eof and not stream.unused_data
 
 
+def _is_noise(data: bytes) -> bool:
+    """Return whether a quick look for repetitions and uncommon bytes finds none: others will not, and take long."""
+    return len(data) > _NOISE and len(zstandard.ZstdCompressor(level=1).compress(data)) >= len(data)
+
+
 def smallest(data: bytes, coders: Iterable[int]) -> Coded:
-    """Return the shortest form; of equal ones the first."""
+    """Return the shortest form; of equal ones the first. Large data that nothing shortens stay as they are."""
+    if _is_noise(data):
+        return Coded(STORED, data)
     return min((Coded(coder, encode(data, coder)) for coder in coders), key=lambda coded: coded.cost)

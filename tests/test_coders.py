@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccompile.coders import FIRST_LZMA, GENERAL, HUFFMAN, NUMBER, STORED, ZSTD, decode, encode, name_of, smallest
+from ccompile.coders import FIRST_LZMA, GENERAL, HUFFMAN, NUMBER, STORED, ZSTD, Coded, decode, encode, name_of, smallest
 
 CODERS = GENERAL
 TEXT = b"y = W x + b; " * 40
@@ -40,6 +41,18 @@ def test_a_bomb_is_stopped_at_the_size_announced(coder: int) -> None:
     assert len(bomb) < 1 << 20
     with pytest.raises(ValueError, match=r"."):
         decode(bomb, coder, 1000)
+
+
+def test_a_frame_that_announces_a_size_is_refused_before_it_is_allocated() -> None:
+    data = zstandard.ZstdCompressor(level=1).compress(bytes(1000))[4:]  # without its magic number
+    with pytest.raises(ValueError, match="says it holds 1000 bytes"):
+        decode(data, ZSTD, 1000)
+
+
+def test_noise_is_stored_but_not_what_repeats() -> None:
+    noise = np.random.default_rng(0).bytes(10_000)
+    assert smallest(noise, CODERS) == Coded(STORED, noise)
+    assert smallest(noise * 2, CODERS).cost < 10_100
 
 
 def test_the_smallest_wins_and_ties_go_to_the_simplest() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ccompile import container
-from ccompile.coders import HUFFMAN, STORED, ZSTD, Coded, encode
+from ccompile.coders import HUFFMAN, NUMBER, STORED, ZSTD, Coded, encode, name_of
 from ccompile.container import Digest, Index, Writer, pieces, read_index
 from ccompile.errors import ModelError
 from ccompile.views import View
@@ -218,3 +218,17 @@ def test_parts_are_read_one_at_a_time() -> None:
 def test_the_default_limit_grows_with_the_file() -> None:
     assert container.default_limit(1) == 1 << 30
     assert container.default_limit(1 << 30) > 1 << 39
+
+
+@pytest.mark.parametrize("coder", range(NUMBER), ids=name_of)
+@pytest.mark.parametrize("view", [DENSE, View(4, sparse=True), View(32, spread=True)], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_streams_of_noise_under_right_checksums_are_refused(coder: int, view: View, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def fill(writer: Writer) -> None:
+        writer.add(0, len(GRAPH), DENSE, 0, coded(GRAPH))
+        writer.add(7, 200, view, 0, [Coded(coder, rng.bytes(int(rng.integers(0, 60)))) for _ in range(view.streams)])
+
+    for _ in range(20):
+        assert "damaged" in refusal(written(fill))
