@@ -161,8 +161,8 @@ def codebooks(model: onnx.ModelProto) -> Mapping[str, frozenset[str]]:
 
 
 def weights_in(model: onnx.ModelProto) -> int:
-    """Return how many weights a model's tensors stand for: floats, and integers up to 8 bits, of the graph itself and
-    of its Constant nodes; codebooks, scales and zero points are not counted.
+    """Return how many weights a model's tensors stand for: floats, and integers up to 8 bits, of initializers and
+    Constant nodes in all graphs and functions; codebooks, scales and zero points are not counted.
     """
     decoders = frozenset[str]().union(*codebooks(model).values())
     return sum(
@@ -173,14 +173,20 @@ def weights_in(model: onnx.ModelProto) -> int:
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    for tensor in model.graph.initializer:
-        yield tensor.name, tensor
-    for tensor in model.graph.sparse_initializer:
-        dense = onnx.TensorProto(dims=tensor.dims, data_type=tensor.values.data_type)
-        yield tensor.values.name, dense
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            yield from ((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
+    graphs, nodes = [model.graph], [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from ((tensor.name, tensor) for tensor in graph.initializer)
+            for sparse in graph.sparse_initializer:
+                yield sparse.values.name, onnx.TensorProto(dims=sparse.dims, data_type=sparse.values.data_type)
+            nodes += graph.node
+        for node in nodes:
+            for attribute in node.attribute:
+                graphs += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+                if node.op_type == "Constant" and attribute.name == "value":
+                    yield node.output[0], attribute.t
+        nodes = []
 
 
 def _is_weight(data_type: int) -> bool:
