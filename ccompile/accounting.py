@@ -10,7 +10,7 @@ Source: Cheng et al. 2017, arXiv:1710.09282, section II; Han et al. 2016, arXiv:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -116,15 +116,20 @@ def symbols_of(data: Array, width: int, count: int) -> Symbols | None:
     return Symbols(int(values.size), float(counts.max() / count), entropy(counts), average_length(counts), relative)
 
 
-def account_of(cut: Cut, packed: int, form: str, codebook: int) -> TensorAccount:
+def account_of(
+    cut: Cut, packed: int, form: str, codebook: int = 0, width: int = 8, decoded: Sequence[int] = ()
+) -> TensorAccount:
     """Return a tensor's account; packed: its bytes, codebook: those of the values that it indexes.
 
-    Few values that are stored as they are would have a codebook of their own.
+    decoded: the shape of the codes that its bytes hold, width: the bits of one where that does not tell. Few values
+    that are stored as they are would have a codebook of their own.
     """
-    data = np.frombuffer(cut.data, np.uint8)
-    held = data.size * 8 // cut.width
-    elements = math.prod(cut.shape) if 0 <= math.prod(cut.shape) <= held else held
-    symbols = symbols_of(data, cut.width, elements) if cut.width * elements <= 8 * data.size else None
+    data, count = np.frombuffer(cut.data, np.uint8), math.prod(decoded or cut.shape)
+    told = 8 * data.size // count if decoded else cut.width
+    width = told if told in views.WIDTHS else width
+    held = data.size * 8 // width
+    elements = count if (decoded or width == cut.width) and 0 <= count <= held else held
+    symbols = symbols_of(data, width, elements)
     is_weight = cut.is_float or cut.dtype in _INDEX_TYPES
     if symbols is not None and cut.width > _INDEX_BITS:
         codebook = symbols.distinct * cut.width // 8
@@ -142,31 +147,66 @@ _INDEX_TYPES = frozenset(
 )
 
 
+# Where the codes are among the inputs of what decodes them, as `storage.unpacked` writes it.
+_DECODING = {"Cast": 0, "Reshape": 0, "Identity": 0, "Slice": 0, "BitShift": 0, "Mod": 0, "MatMulInteger": 1}
+_LOOKUPS = ("Gather", "GatherElements")
+
+
+def _origins(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the initializer that each value is decoded from, initializers themselves included."""
+    origin = {tensor.name: tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:  # in topological order
+        place = _DECODING.get(node.op_type, len(node.input))
+        if place < len(node.input) and node.input[place] in origin:
+            origin[node.output[0]] = origin[node.input[place]]
+    return origin
+
+
 def codebooks(model: onnx.ModelProto) -> Mapping[str, frozenset[str]]:
     """Return for each tensor of indices or integers the tensors that say what they stand for.
 
-    Indices: Gather(codebook, Cast(indices)), the Cast left out at will. Integers: DequantizeLinear's scales and zeros.
+    Indices: Gather(codebook, decoded indices). Integers: DequantizeLinear's scales and zeros.
     """
-    stored = {tensor.name for tensor in model.graph.initializer}
-    origin = {name: name for name in stored}
+    origin = _origins(model)
     found: dict[str, frozenset[str]] = {}
-    for node in model.graph.node:  # in topological order
-        if node.op_type in ("Cast", "Reshape", "Identity") and node.input[0] in origin:
-            origin[node.output[0]] = origin[node.input[0]]
-        elif node.op_type == "Gather" and {*node.input} <= origin.keys():
-            found[origin[node.input[1]]] = frozenset({origin[node.input[0]]})
+    for node in model.graph.node:
+        known = [origin[name] for name in node.input if name in origin]
+        if node.op_type in _LOOKUPS and len(known) == 2:
+            found[known[1]] = frozenset(known[:1])
         elif node.op_type == "DequantizeLinear" and node.input[0] in origin:
-            found[origin[node.input[0]]] = frozenset(name for name in node.input[1:] if name in stored)
+            found[known[0]] = frozenset(known[1:])
     return found
+
+
+def _tools(node: onnx.NodeProto) -> list[str]:
+    """Return what decodes codes beside them: shifts, bases and powers."""
+    if node.op_type not in ("BitShift", "Mod", "MatMulInteger"):
+        return []
+    return [name for place, name in enumerate(node.input) if place != _DECODING[node.op_type]]
+
+
+def decoded_shapes(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
+    """Return for each tensor whose bytes may hold several codes the shape of the codes: the last Reshape's there."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    origin = _origins(model)
+    found: dict[str, tuple[int, ...]] = {}
+    for node in model.graph.node:
+        data, shape = (*node.input, "", "")[:2]
+        if node.op_type != "Reshape" or data not in origin or shape not in stored:
+            continue
+        if stored[origin[data]].data_type == onnx.TensorProto.UINT8 and stored[shape].HasField("raw_data"):
+            found[origin[data]] = tuple(onnx.numpy_helper.to_array(stored[shape]).reshape(-1).tolist())
+    return {name: shape for name, shape in found.items() if min(shape, default=0) > 0}
 
 
 def weights_in(model: onnx.ModelProto) -> int:
     """Return how many weights a model's tensors stand for: floats, and integers up to 8 bits, of initializers and
     Constant nodes in all graphs and functions; codebooks, scales and zero points are not counted.
     """
-    decoders = frozenset[str]().union(*codebooks(model).values())
+    decoders = {name for node in model.graph.node for name in _tools(node)}.union(*codebooks(model).values())
+    decoded = decoded_shapes(model)
     return sum(
-        math.prod(tensor.dims)
+        math.prod(decoded.get(name, tensor.dims))
         for name, tensor in _tensors(model)
         if name not in decoders and _is_weight(tensor.data_type)
     )

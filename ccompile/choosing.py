@@ -46,20 +46,27 @@ def choose_text(data: bytes) -> Choice:
     return Choice(View(), 0, (coders.smallest(data, GENERAL),))
 
 
-def choose(data: Array, width: int, is_float: bool, shape: Sequence[int] = ()) -> Choice:
-    """Return the smallest form of a tensor's bytes data[n] uint8, of elements of `width` bits; shape: of the tensor."""
-    found = list(views.candidates(width, data.size, is_float))
-    sample = _sample(data)
+def choose(data: Array, width: int, is_float: bool, shape: Sequence[int] = (), decoded: Sequence[int] = ()) -> Choice:
+    """Return the smallest form of a tensor's bytes data[n] uint8, of elements of `width` bits.
+
+    shape: of the tensor; decoded: of what its codes are decoded to, where bytes hold several codes.
+    """
+    planes = shape[1] if width == 8 and len(shape) == 3 and shape[0] == 1 and shape[1] in views.PLANES else 1
+    planes = planes if data.size % planes == 0 else 1
+    found = list(views.candidates(width, data.size, is_float, planes))
+    sample = _sample(data, planes)
     weights = 4 * sample.size * 8 // width
     found.sort(key=lambda view: _coded(sample, view, (STORED, HUFFMAN), weights).cost)  # stable: the simplest first
     finalists = [_coded(sample, view, GENERAL, weights) for view in found[:_FINALISTS]]
     if sample is data:
-        return min((_positioned(choice, data, shape) for choice in finalists), key=lambda choice: choice.cost)
+        return min(
+            (_positioned(choice, data, decoded or shape) for choice in finalists), key=lambda choice: choice.cost
+        )
     best = min(finalists, key=lambda choice: choice.cost)
     filler, streams = views.separate(data, best.view)
     pairs = zip(streams, best.streams, strict=True)
     coded = tuple(coders.smallest(_bytes(stream), {STORED, like.coder}) for stream, like in pairs)
-    return _positioned(Choice(best.view, filler, coded), data, shape)
+    return _positioned(Choice(best.view, filler, coded), data, decoded or shape)
 
 
 def _positioned(choice: Choice, data: Array, shape: Sequence[int]) -> Choice:
@@ -75,12 +82,14 @@ def _bytes(stream: Array) -> bytes:
     return np.ascontiguousarray(stream).tobytes()
 
 
-def _sample(data: Array) -> Array:
-    """Return the data, or slices of it from end to end."""
+def _sample(data: Array, planes: int) -> Array:
+    """Return the data, or slices of it from end to end, the same of each plane."""
     if data.size <= _WHOLE:
         return data
-    starts = np.linspace(0, (data.size - _SLICE) // 64, _SLICES).astype(np.int64) * 64
-    return np.concatenate([data[start : start + _SLICE] for start in starts])
+    rows = data.reshape(planes, -1)
+    width = _SLICE // planes // 64 * 64
+    starts = np.linspace(0, (rows.shape[1] - width) // 64, _SLICES).astype(np.int64) * 64
+    return np.concatenate([rows[:, start : start + width] for start in starts], axis=1).reshape(-1)
 
 
 def _coded(data: Array, view: View, among: Sequence[int], weights: int) -> Choice:

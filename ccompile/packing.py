@@ -70,7 +70,7 @@ def _write(out: IO[bytes], pieces: Sequence[Piece], proto: onnx.ModelProto) -> t
     writer, digest = Writer(out), Digest()
     rest = b"".join(piece for piece in pieces if not isinstance(piece, Cut))
     structure = _add(writer, 0, len(rest), choosing.choose_text(rest))
-    values = accounting.codebooks(proto)
+    values, decoded = accounting.codebooks(proto), accounting.decoded_shapes(proto)
     accounts: list[TensorAccount] = []
     position = 0
     for piece in pieces:
@@ -78,10 +78,11 @@ def _write(out: IO[bytes], pieces: Sequence[Piece], proto: onnx.ModelProto) -> t
         if not isinstance(piece, Cut):
             position += len(piece)
             continue
-        choice = choosing.choose(np.frombuffer(piece.data, np.uint8), piece.width, piece.is_float, piece.shape)
+        data, shape = np.frombuffer(piece.data, np.uint8), decoded.get(piece.name, ())
+        choice = choosing.choose(data, piece.width, piece.is_float, piece.shape, shape)
         cost = _add(writer, position, size_of(piece), choice)
         codebook = accounting.bytes_of(values.get(piece.name, ()), proto)
-        accounts.append(accounting.account_of(piece, cost, _form(choice), codebook))
+        accounts.append(accounting.account_of(piece, cost, _form(choice), codebook, choice.view.width, shape))
     writer.finish(digest)
     return accounts, structure
 

@@ -1,6 +1,8 @@
 """Views of a tensor's bytes: the streams of symbols that entropy coders do best on, and the way back.
 
-A tensor is a run of elements of 1, 2, 4 (low bits first), 8, 16, 32 or 64 bits. A *sparse* view takes the commonest
+A tensor is a run of elements of 1, 2, 4 (low bits first), 8, 16, 32 or 64 bits, or of 3, 5, 6 or 7 bits in planes, as
+`storage.pack` lays codes out: plane b holds bit b of all elements, byte j of it those of elements j, m + j, 2 m + j...
+A *sparse* view takes the commonest
 element out: one bit per element says where others stand (Deep Compression's positions), and only those are kept. What
 is kept is then whole bytes, or *spread*: a byte for each element below 8 bits, a stream for each byte of a wider one
 (its exponents compress, its last bits do not). A *turned* view of floats moves the sign behind the last bit first, so
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
     from ccompile.core import Array
 
-WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+WIDTHS = (1, 2, 4, 8, 16, 32, 64, 3, 5, 6, 7)
+PLANES = (3, 5, 6, 7)  # bits of elements that are stored in planes
 _NARROW = 8  # bits: elements below a byte, and a byte
 
 
@@ -39,14 +42,14 @@ class View:
         >>> View.of(View(32, spread=True).number)
         View(width=32, sparse=False, spread=True, turned=False)
         """
-        return WIDTHS.index(self.width) | self.sparse << 3 | self.spread << 4 | self.turned << 5
+        return WIDTHS.index(self.width) | self.sparse << 4 | self.spread << 5 | self.turned << 6
 
     @classmethod
     def of(cls, number: int) -> View:
         """Return the view of a number. Raises ValueError when there is none."""
-        if number >> 6 or number & 7 >= len(WIDTHS):
+        if number >> 7 or number & 15 >= len(WIDTHS):
             raise ValueError(f"there is no view {number}")
-        view = cls(WIDTHS[number & 7], bool(number & 8), bool(number & 16), bool(number & 32))
+        view = cls(WIDTHS[number & 15], bool(number & 16), bool(number & 32), bool(number & 64))
         if not view.is_sensible:
             raise ValueError(f"there is no view {number}")
         return view
@@ -54,9 +57,14 @@ class View:
     @property
     def is_sensible(self) -> bool:
         """Return whether the view differs from all simpler ones."""
-        if self.width == _NARROW:
+        if self.packing == _NARROW:
             return not (self.spread or self.turned)
         return not self.turned or (self.width > _NARROW and self.spread)
+
+    @property
+    def packing(self) -> int:
+        """Return the bits that an element takes in a stream that is not spread."""
+        return self.width if self.width not in PLANES else 4 if self.width < 4 else _NARROW
 
     @property
     def streams(self) -> int:
@@ -69,11 +77,11 @@ class View:
         return " ".join(parts) if parts != ["8-bit"] else "bytes"
 
 
-def candidates(width: int, size: int, is_float: bool) -> Iterator[View]:
+def candidates(width: int, size: int, is_float: bool, planes: int = 1) -> Iterator[View]:
     """Yield the views worth a trial on `size` bytes of elements of `width` bits, the simplest first.
 
-    Bytes are tried as several packed indices, too. A byte for each of them serves coders that look for repetitions
-    only, and costs as much time as there are elements: not tried below 4 bits unless elements are known to be so.
+    planes: of bits, if bytes may hold codes in planes. Bytes are tried as several packed indices, too; those are not
+    tried as a byte each below 4 bits, which takes much time and serves coders that look for repetitions only.
     """
     yield View()
     if width > _NARROW:
@@ -83,7 +91,10 @@ def candidates(width: int, size: int, is_float: bool) -> Iterator[View]:
     elif width == _NARROW:
         yield View(8, sparse=True)
         yield from (View(4, spread=True), View(4, sparse=True), View(4, sparse=True, spread=True))
-        yield View(2, sparse=True)
+        yield from (View(2, sparse=True), View(1, sparse=True))
+        if planes in PLANES and size % planes == 0:
+            ways = (View(planes, sparse, spread) for sparse in (False, True) for spread in (False, True))
+            yield from (view for view in ways if view.is_sensible)
     elif width > 1:
         yield from (View(width, spread=True), View(width, sparse=True), View(width, sparse=True, spread=True))
 
@@ -111,7 +122,7 @@ def join(filler: int, size: int, view: View, read: Callable[[int, int], Array]) 
     """
     if view == View():
         return read(0, size)
-    if size * 8 % view.width or filler >> min(view.width, _NARROW):
+    if size * 8 % view.width or (view.width in PLANES and size % view.width) or filler >> min(view.width, _NARROW):
         raise ValueError(f"{size} bytes with filler {filler} are no {view} data")
     count = size * 8 // view.width
     if not view.sparse:
@@ -127,6 +138,12 @@ def elements_of(data: Array, width: int) -> Array:
     """Return the elements of data[n] uint8 as unsigned integers; those below a byte one per byte."""
     if width > _NARROW:
         return data.view(f"<u{width // 8}")
+    if width in PLANES:
+        found = np.zeros((8, data.size // width), np.uint8)
+        for place, plane in enumerate(data.reshape(width, -1)):
+            for row in range(8):
+                found[row] |= (plane >> np.uint8(row) & 1) << np.uint8(place)
+        return found.reshape(-1)
     return data if width == _NARROW else _SPREAD[width][data].view(np.uint8)
 
 
@@ -134,6 +151,13 @@ def _bytes_of(elements: Array, width: int) -> Array:
     """Return the bytes of elements, the inverse of `elements_of`; a last byte that is not full ends in zeros."""
     if width >= _NARROW:
         return elements.view(np.uint8)
+    if width in PLANES:
+        rows = elements.reshape(8, -1)
+        planes = np.zeros((width, rows.shape[1]), np.uint8)
+        for place, plane in enumerate(planes):
+            for row in range(8):
+                plane |= (rows[row] >> np.uint8(place) & 1) << np.uint8(row)
+        return planes.reshape(-1)
     per_byte = 8 // width
     padded = np.concatenate([elements, np.zeros(-elements.size % per_byte, np.uint8)])
     found = padded[::per_byte].copy()
@@ -148,13 +172,13 @@ def _spread_table(width: int) -> Array:
     return symbols.astype(np.uint8).view(f"<u{8 // width}").reshape(-1)
 
 
-_SPREAD = {width: _spread_table(width) for width in WIDTHS if width < _NARROW}
+_SPREAD = {width: _spread_table(width) for width in (1, 2, 4)}
 
 
 def _written(elements: Array, view: View) -> list[Array]:
     """Return the streams of the elements that are kept."""
     if view.width <= _NARROW:
-        return [elements if view.spread else _bytes_of(elements, view.width)]
+        return [elements if view.spread else _bytes_of(elements, view.packing)]
     if not view.spread:
         return [elements.view(np.uint8)]
     if view.turned:
@@ -168,7 +192,7 @@ def _read(count: int, view: View, read: Callable[[int, int], Array]) -> Array:
     if view.width <= _NARROW:
         if view.spread:
             return read(0, count)
-        return elements_of(read(0, -(-count * view.width // 8)), view.width)[:count]
+        return elements_of(read(0, -(-count * view.packing // 8)), view.packing)[:count]
     kind = np.dtype(f"<u{view.width // 8}")
     if not view.spread:
         return read(0, count * kind.itemsize).view(kind)

@@ -178,7 +178,7 @@ WRONG = {
     "half a part": lambda index: index[:-3],
     "a number without end": lambda index: b"\xff" * 30,
     "nothing": lambda index: b"",
-    "an unknown view": lambda index: index[:20] + b"\x47" + index[21:],
+    "an unknown view": lambda index: index[:20] + b"\x0f" + index[21:],
     "an unknown coder": lambda index: index[:21] + b"\x63" + index[22:],
     "a shorter stream": lambda index: index[:22] + b"\x0a" + index[23:],
     "a shorter model": lambda index: b"\xd2\x01" + index[2:],

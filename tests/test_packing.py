@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from builders import ZOO
+from builders import ZOO, Net
 from driver import draw_feeds
 from onnx import TensorProto, helper, numpy_helper
 from runs import scratch_files
 
 import ccompile
-from ccompile import choosing, coders, files, packing, views
+from ccompile import choosing, coders, files, packing, storage, views
 from ccompile.container import Digest, Writer
 from ccompile.errors import CcompileError, ModelError
 from ccompile.numerics.huffman import entropy
@@ -203,6 +203,34 @@ def test_a_sparse_clustered_net_is_packed_40_times_smaller(tmp_path: Path) -> No
     assert account.weights == 235_200
     assert account.ratio > 40
     assert account.bytes_packed == (tmp_path / "m.ccz").stat().st_size
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5])
+def test_codes_that_passes_store_in_bytes_come_near_their_entropy(bits: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(bits)
+    codes = np.where(rng.random((300, 200)) < 0.1, rng.integers(0, 1 << bits, (300, 200)), 0).astype(np.uint8)
+    net = Net(0)
+    model = net.model(net.node("MatMul", net.input("x", ["N", 300]), net.weight("w", (300, 200)), name="fc"))
+    means = storage.Means(opset=18)
+    form = storage.Codebook(np.linspace(-1, 1, 1 << bits).astype(np.float32), codes, codes.shape, means)
+    model.graph[0].replace_input_with(1, form.put(storage.Place(model.graph[0], means)))
+    del model.graph.initializers["w"]
+    path = saved(ir.to_proto(model), tmp_path)
+    account = packing.pack(path, tmp_path / "m.ccz")
+    (tensor,) = account.tensors
+    assert tensor.elements == account.weights == codes.size
+    assert tensor.symbols is not None
+    assert tensor.symbols.entropy == pytest.approx(entropy(np.bincount(codes.reshape(-1))))
+    assert tensor.bytes_codebook == 4 << bits
+    assert 7.9 * tensor.bytes_packed < 1.06 * tensor.symbols.entropy * codes.size
+    assert there_and_back(path, tmp_path) == path.read_bytes()
+
+
+def test_bitmasks_are_positions(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random(80_000) < 0.05
+    data = np.packbits(mask, bitorder="little")
+    choice = choosing.choose(data, 8, False, data.shape)
+    assert choice.cost < 1.05 * entropy(np.bincount(mask)) * mask.size / 8
 
 
 def test_constant_tensors_take_next_to_nothing() -> None:

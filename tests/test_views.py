@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccompile.views import WIDTHS, View, candidates, join, separate
+from ccompile import storage
+from ccompile.views import PLANES, WIDTHS, View, candidates, join, separate
 
 VIEWS = [
     view
@@ -35,7 +36,7 @@ def there_and_back(data: bytes, view: View) -> bytes:
 @pytest.mark.parametrize("view", VIEWS, ids=str)
 @given(data=st.binary(max_size=12) | st.lists(st.sampled_from([0, 0, 0, 7, 0x30]), max_size=12).map(bytes))
 def test_every_view_gives_back_the_bytes(view: View, data: bytes) -> None:
-    whole = data * (view.width // 8 if view.width > 8 else 1)
+    whole = data * (view.width // 8 if view.width > 8 else view.width if view.width in PLANES else 1)
     assert there_and_back(whole, view) == whole
 
 
@@ -81,7 +82,7 @@ def test_integers_are_not_turned() -> None:
 
 
 def test_bytes_are_tried_as_packed_indices_too() -> None:
-    assert {view.width for view in candidates(8, 100, False)} == {2, 4, 8}
+    assert {view.width for view in candidates(8, 100, False)} == {1, 2, 4, 8}
 
 
 @pytest.mark.parametrize(("size", "filler"), [(3, 0), (4, 256)])
@@ -93,3 +94,21 @@ def test_impossible_sizes_and_fillers_are_refused(size: int, filler: int) -> Non
 def test_an_impossible_nibble_is_refused() -> None:
     with pytest.raises(ValueError, match="filler 16"):
         join(16, 1, View(4, sparse=True), lambda index, length: np.zeros(length, np.uint8))
+
+
+@pytest.mark.parametrize("bits", PLANES)
+def test_planes_are_those_that_codes_are_stored_in(bits: int) -> None:
+    codes = np.random.default_rng(bits).integers(0, 1 << bits, 80).astype(np.uint8)
+    data = storage.pack(codes, bits)
+    _, (found,) = separate(data.reshape(-1), View(bits, spread=bits == 3))
+    np.testing.assert_array_equal(found, codes)
+
+
+def test_planes_are_tried_where_there_may_be_some() -> None:
+    assert 3 in {view.width for view in candidates(8, 300, False, planes=3)}
+    assert not {3, 5} & {view.width for view in candidates(8, 301, False, planes=3)}
+
+
+def test_planes_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="are no 6-bit"):
+        join(0, 3, View(6), lambda index, length: np.zeros(length, np.uint8))
