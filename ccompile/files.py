@@ -65,7 +65,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer], t
     for index, tensor in enumerate(proto.graph.initializer):
         raw = views.get(index)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raw = _external(tensor, path)
+            raw = external_data(tensor, path)
             everything.append(raw)
         dtype = _known_dtype(tensor, where)
         if raw is not None or tensor.HasField("raw_data"):
@@ -78,7 +78,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer], t
             _embed(tensor, raw)
     for tensor in _other_tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            everything.append(_external(tensor, path))
+            everything.append(external_data(tensor, path))
             _embed(tensor, everything[-1])
     return proto, weights, everything, tuple(beside)
 
@@ -160,7 +160,7 @@ def _as_array(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer) -> Arra
     return array
 
 
-def _external(tensor: onnx.TensorProto, path: Path) -> Buffer:
+def external_data(tensor: onnx.TensorProto, path: Path) -> Buffer:
     """Return a read-only map of a tensor's external data, refusing what lies outside the model's folder."""
     where = f"{path}: tensor `{tensor.name}`"
     info = {entry.key: entry.value for entry in tensor.external_data}

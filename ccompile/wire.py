@@ -17,7 +17,8 @@ GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def _varint(buffer: Buffer, at: int) -> tuple[int, int]:
+def varint(buffer: Buffer, at: int) -> tuple[int, int]:
+    """Return the number at a place and the place behind it. Raises IndexError at the end, ValueError past 10 bytes."""
     value = shift = 0
     while True:
         byte = buffer[at]
@@ -30,7 +31,12 @@ def _varint(buffer: Buffer, at: int) -> tuple[int, int]:
             raise ValueError("a varint longer than 10 bytes")
 
 
-def _encode_varint(value: int) -> bytes:
+def encode_varint(value: int) -> bytes:
+    """Return a number in groups of seven bits, the low ones first.
+
+    >>> encode_varint(300).hex()
+    'ac02'
+    """
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -41,20 +47,20 @@ def _encode_varint(value: int) -> bytes:
 
 def header(field: int, length: int) -> bytes:
     """Return what stands before the `length` bytes of a length-delimited field."""
-    return _encode_varint(field << 3 | _BYTES) + _encode_varint(length)
+    return encode_varint(field << 3 | _BYTES) + encode_varint(length)
 
 
-def _fields(buffer: Buffer) -> Iterator[tuple[int, int, int, int]]:
+def fields(buffer: Buffer) -> Iterator[tuple[int, int, int, int]]:
     """Yield (field, start of the tag, start of the payload, end) for each field of a message; end <= len(buffer)."""
     at, size = 0, len(buffer)
     while at < size:
         start = at
-        tag, at = _varint(buffer, at)
+        tag, at = varint(buffer, at)
         kind = tag & 7
         if kind == _BYTES:
-            length, at = _varint(buffer, at)
+            length, at = varint(buffer, at)
         elif kind == _VARINT:
-            length = _varint(buffer, at)[1] - at
+            length = varint(buffer, at)[1] - at
         elif kind in (_FIXED64, _FIXED32):
             length = 8 if kind == _FIXED64 else 4
         else:
@@ -69,7 +75,7 @@ def _split_tensor(buffer: Buffer) -> tuple[bytes, Buffer | None]:
     """Return a serialised TensorProto without its raw_data, and the raw_data when it is large."""
     raw: Buffer | None = None
     kept: list[Buffer] = []
-    for field, start, payload, end in _fields(buffer):
+    for field, start, payload, end in fields(buffer):
         if field == RAW_DATA and end - payload >= LARGE:
             raw = buffer[payload:end]
         else:
@@ -86,12 +92,12 @@ def split(buffer: Buffer) -> tuple[bytes, dict[int, Buffer]]:
     graph: list[bytes | Buffer] = []
     weights: dict[int, Buffer] = {}
     index = 0
-    for field, start, payload, end in _fields(buffer):
+    for field, start, payload, end in fields(buffer):
         if field != GRAPH:
             rest.append(buffer[start:end])
             continue
         message = buffer[payload:end]
-        for inner, begin, content, stop in _fields(message):
+        for inner, begin, content, stop in fields(message):
             if inner != INITIALIZER:
                 graph.append(message[begin:stop])
                 continue

@@ -50,3 +50,19 @@ def test_curves_refuse_an_unknown_word(digits: Path, word: str) -> None:
     done = curves(digits, "--techniques", f"prune-channels:{word}")
     assert done.returncode == 1
     assert f"prune-channels:{word}: there is no word `{word}`" in done.stderr
+
+
+def test_packing_tells_sizes_and_rates(digits: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench" / "packing.py"), str(digits / "digits.onnx")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--weights", "8000", "--repeat", "1"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    assert (len(rows), {len(row) for row in rows}) == (9, {len(head)})
+    for row in rows[:-1]:
+        entropy, *coded, packed = map(float, row[1:6])
+        assert 0 < entropy < packed
+        assert packed < min(coded) + 0.8  # the graph and the container, on few weights
+    assert rows[-1][0] == "digits.onnx"

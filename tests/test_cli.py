@@ -19,7 +19,7 @@ from ccompile import registry
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "onnx_ir", "pydantic", "rich", "scipy", "yaml")
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/README.md"))
-COMMANDS = ["check", "compile", "diff", "inspect", "passes", "schema"]
+COMMANDS = ["check", "compile", "diff", "inspect", "pack", "passes", "schema", "unpack"]
 
 
 def compile_to(run: Run, folder: Path, *extra: object, spec: str = "tidy.yaml") -> Ended:
@@ -348,3 +348,49 @@ def test_the_pruning_spec_of_the_readme_gives_the_rows_shown(digits: Path, run: 
     assert any(line.startswith(" ".join(pruned.split()[:3])) for line in printed)
     assert any("calibrated on 256 samples" in line for line in printed)
     assert any(re.search(r"/stage1/block1/conv1: \d+ of 16 units kept", line) for line in printed)
+
+
+# ---------------------------------------------------------------------------------------------- pack, unpack
+
+
+def test_a_packed_model_comes_back(digits: Path, run: Run) -> None:
+    ended = run("pack", digits / "digits.onnx", "-o", digits / "digits.ccz")
+    assert (ended.code, ended.err) == (0, "")
+    assert re.search(r"digits\.ccz: \S+ kB, 1\.\d+x smaller than its [\d,]+ weights as float32", ended.out)
+    ended = run("unpack", digits / "digits.ccz", "-o", digits / "back.onnx")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"{digits / 'back.onnx'}: ")
+    assert (digits / "back.onnx").read_bytes() == (digits / "digits.onnx").read_bytes()
+
+
+def test_the_account_of_a_packed_model_is_data(digits: Path, run: Run) -> None:
+    model = digits / "digits.onnx"
+    ended = run("pack", model, "-o", digits / "digits.ccz", "--against", model, "--json")
+    account = json.loads(ended.out)
+    assert account["bytes_packed"] == (digits / "digits.ccz").stat().st_size
+    assert account["ratio"] == 4 * account["weights"] / account["bytes_packed"]
+    assert {tensor["dtype"] for tensor in account["tensors"]} == {"FLOAT"}
+
+
+def test_a_damaged_packed_model_exits_2_and_writes_nothing(digits: Path, run: Run) -> None:
+    run("pack", digits / "digits.onnx", "-o", digits / "digits.ccz")
+    data = (digits / "digits.ccz").read_bytes()
+    (digits / "digits.ccz").write_bytes(data[:-1])
+    ended = run("unpack", digits / "digits.ccz", "-o", digits / "back.onnx")
+    assert (ended.code, ended.out) == (2, "")
+    assert "digits.ccz: the packed model is damaged" in ended.err
+    assert not (digits / "back.onnx").exists()
+
+
+def test_a_model_beyond_the_limit_exits_2(digits: Path, run: Run) -> None:
+    run("pack", digits / "digits.onnx", "-o", digits / "digits.ccz")
+    ended = run("unpack", digits / "digits.ccz", "-o", digits / "back.onnx", "--limit", 1000)
+    assert ended.code == 2
+    assert "more than 1,000" in ended.err
+
+
+@pytest.mark.parametrize("output", ["digits.onnx", "no/such/folder/digits.ccz", "."])
+def test_an_impossible_output_of_pack_exits_2(digits: Path, run: Run, output: str) -> None:
+    before = (digits / "digits.onnx").read_bytes()
+    assert run("pack", digits / "digits.onnx", "-o", digits / output).code == 2
+    assert (digits / "digits.onnx").read_bytes() == before
