@@ -104,8 +104,13 @@ class Coding(Compression):
         """Return why the layer cannot be coded, or nothing."""
         return ""
 
-    def fit(self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None) -> Fitted:
-        """Return the weight of the structure that loses least of the metrics' W; held[g, o, d]: False stays zero."""
+    def fit(
+        self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None, rough: bool = False
+    ) -> Fitted:
+        """Return the weight of the structure that loses least of the metrics' W; held[g, o, d]: False stays zero.
+
+        rough: it need not be the best, for curves and trials.
+        """
         raise NotImplementedError
 
     def stored(self, form: Layer, strength: float, itemsize: int, zeros: float) -> float:
@@ -189,7 +194,7 @@ class Coding(Compression):
     def shares_lost(self, task: Task) -> list[float]:
         """Return the share of a layer's output power that each strength loses, or of its weight's without data."""
         power = sum(metric.power for metric in task.metrics)
-        losses = [self.fit(task.metrics, task.form, strength, task.held).loss for strength in task.strengths]
+        losses = [self.fit(task.metrics, task.form, strength, task.held, True).loss for strength in task.strengths]
         return [min(loss / power, 1.0) if power > 0 else 0.0 for loss in losses]
 
     def _task(self, form: Layer, view: View) -> Task:
@@ -284,7 +289,7 @@ class Coding(Compression):
         for index in np.unique(np.linspace(0, len(lossy) - 1, PROBES).round().astype(int)) if lossy else ():
             choice = lossy[index]
             trial = graph.copy(view.model)
-            fitted = self.fit(self._metrics(view, form), form, choice.strength, self._held(view, form))
+            fitted = self.fit(self._metrics(view, form), form, choice.strength, self._held(view, form), True)
             self._impose(trial, form, fitted.weight, view)
             points[choice.error] = view.stats.impact(trial, view.model)
         return impacts.interpolated(points, errors)
@@ -336,10 +341,10 @@ class Coding(Compression):
         else:
             was, chain = data
 
-            def fit(goal: Goal) -> Fitted:
-                return self.fit(goal.metrics, form, choice.strength, held)
+            def fit(goal: Goal, rough: bool = False) -> Fitted:
+                return self.fit(goal.metrics, form, choice.strength, held, rough)
 
-            first = fitting.goal(node, was, chain, self.ridge, lambda goal: fit(goal).weight)
+            first = fitting.goal(node, was, chain, self.ridge, lambda goal: fit(goal, True).weight)
             fitted, goal = fitting.fitted(first, fit, lambda found: found.weight, was, chain)
             lost = fitting.lost(first.moments, fitted.weight, goal.bias(fitted.weight))
             bias = None if form.op == "MatMul" else goal.bias(fitted.weight)

@@ -83,11 +83,13 @@ class BinarizeWeights(Coding):
         assert isinstance(part, Sliced)
         return part
 
-    def fit(self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None) -> Fitted:
+    def fit(
+        self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None, rough: bool = False
+    ) -> Fitted:
         """Return codes and scales."""
         layout = codebooks.Layout(self.scope)
         plan = codebooks.Grid(
-            PATTERNS[self.values], layout, power=self.scales == "power-of-two", half=self.scope != "tensor"
+            PATTERNS[self.values], layout, power=self.scales == "power-of-two", half=self.scope != "tensor", rough=rough
         )
         W, H = [metric.W for metric in metrics], [metric.H for metric in metrics]
         return scaled(codebooks.quantise(W, H, plan), metrics, form)

@@ -99,10 +99,14 @@ class ClusterWeights(Coding):
         assert isinstance(part, Sliced)
         return part
 
-    def fit(self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None) -> Fitted:
+    def fit(
+        self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None, rough: bool = False
+    ) -> Fitted:
         """Return codes and levels."""
         layout = codebooks.Layout(self.scope, self.columns)
-        plan = codebooks.Levels(int(strength), layout, self.start, self.weighted, self.feedback, self.scope != "tensor")
+        plan = codebooks.Levels(
+            int(strength), layout, self.start, self.weighted, self.feedback, self.scope != "tensor", rough
+        )
         W, H = [metric.W for metric in metrics], [metric.H for metric in metrics]
         parts = codebooks.fit(W, H, plan, None if held is None else list(held))
         return Fitted(np.stack([part.values for part in parts]), codebooks.lost(parts, W, H))

@@ -139,7 +139,9 @@ class PruneWeights(Coding):
             return Pattern(np.broadcast_to(column if self.pattern == "column" else column % taps, shape))
         return sparsity.single(shape, self.several)
 
-    def fit(self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None) -> Fitted:
+    def fit(
+        self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None, rough: bool = False
+    ) -> Fitted:
         """Return the weights that are left."""
         pattern, found, lost = self.units(form), [], 0.0
         keep = max(1, round(pattern.count * (1 - strength)))

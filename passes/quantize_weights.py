@@ -105,7 +105,9 @@ class QuantizeWeights(Coding):
         assert isinstance(part, Sliced)
         return part
 
-    def fit(self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None) -> Fitted:
+    def fit(
+        self, metrics: Sequence[Metric], form: Layer, strength: float, held: Array | None, rough: bool = False
+    ) -> Fitted:
         """Return integers and scales."""
         plan = codebooks.Grid(
             codebooks.integers(int(strength)),
@@ -115,6 +117,7 @@ class QuantizeWeights(Coding):
             rounding=self.rounding,
             half=self.scope != "tensor",
             seed=self.seed,
+            rough=rough,
         )
         W, H = [metric.W for metric in metrics], [metric.H for metric in metrics]
         return scaled(codebooks.quantise(W, H, plan, None if held is None else list(held)), metrics, form)

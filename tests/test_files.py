@@ -342,7 +342,7 @@ def test_a_damaged_file_is_refused_or_runs_but_never_gives_a_traceback(
     graph.save(conv_bn_net(0), whole)
     content, refused = whole.read_bytes(), 0
     structure = len(content) - sum(math.prod(t.dims) * 4 for t in onnx.load(whole).graph.initializer)
-    assert structure > 1000
+    assert structure > 900
     rng = np.random.default_rng(0)
     x = np.zeros((1, 4, 10, 10), np.float32)
     for _ in range(200):

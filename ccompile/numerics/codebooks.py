@@ -31,7 +31,7 @@ Rounding = Literal["nearest", "feedback", "stochastic"]
 S = TypeVar("S", bound=Structure)
 
 ROUNDS = 4  # most times that parameters and codes are bettered in turn
-PROGRESS = 3e-3  # the share of the loss that a round must still gain
+PROGRESS = 1e-2  # the share of the loss that a round must still gain
 CLIPPINGS = 40  # scales tried, of the range that the largest weight needs
 
 
@@ -59,7 +59,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Levels:
-    """How `fit` finds k free levels per table. weighted: by what errors cost; half: rounded to float16."""
+    """How `fit` finds k free levels per table.
+
+    weighted: by what errors cost; half: rounded to float16; rough: from the start and feedback alone, for a curve.
+    """
 
     k: int
     layout: Layout = Layout()
@@ -67,11 +70,15 @@ class Levels:
     weighted: bool = True
     feedback: bool = True
     half: bool = False
+    rough: bool = False
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How `quantise` finds scales of a pattern. search: clip where that loses less; power: scales are powers of two."""
+    """How `quantise` finds scales of a pattern.
+
+    search: clip where that loses less; power: scales are powers of two; half, rough: as in Levels.
+    """
 
     pattern: tuple[float, ...]
     layout: Layout = Layout()
@@ -80,6 +87,7 @@ class Grid:
     rounding: Rounding = "feedback"
     half: bool = False
     seed: int = 0
+    rough: bool = False
 
 
 def fit(
@@ -102,7 +110,7 @@ def fit(
         Coded(table=table, code=np.zeros(each.shape, np.int32), mask=held, tables=tables)
         for table, each, held in zip(layout, W, masks, strict=True)
     ]
-    return bettered(parts, W, H, plan.feedback, _half_levels if plan.half else None)
+    return bettered(parts, W, H, plan.feedback, _half_levels if plan.half else None, 0 if plan.rough else ROUNDS)
 
 
 def quantise(
@@ -123,7 +131,14 @@ def quantise(
     if plan.rounding == "stochastic":
         rng = np.random.default_rng(plan.seed)
         return [_stochastic(part, each, rng) for part, each in zip(parts, W, strict=True)]
-    return bettered(parts, W, H, plan.rounding == "feedback", _half_scale if plan.half and not fixed else None)
+    return bettered(
+        parts,
+        W,
+        H,
+        plan.rounding == "feedback",
+        _half_scale if plan.half and not fixed else None,
+        0 if plan.rough else ROUNDS,
+    )
 
 
 def bettered(
@@ -132,11 +147,12 @@ def bettered(
     H: Sequence[Array | None],
     feedback: bool = True,
     rounded: Callable[[S], S] | None = None,
+    rounds: int = ROUNDS,
 ) -> list[S]:
     """Return parts with codes, and parameters and codes bettered in turn while that pays.
 
     feedback: codes by error feedback and descent, not by rounding alone. rounded: makes parameters representable; the
-    codes are fitted to what it makes.
+    codes are fitted to what it makes. rounds: most turns; without any, feedback is all.
     """
 
     def move(parts: Sequence[S], step: Callable[[S, Array, Array | None], S]) -> list[S]:
@@ -145,7 +161,7 @@ def bettered(
     again: Callable[[S, Array, Array | None], S] = levels.descend if feedback else levels.round_to
     best = move(parts, levels.feedback if feedback else levels.round_to)
     least = lost(best, W, H)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         trial = move(levels.settle(best, W, H), again)
         now = lost(trial, W, H)
         if now >= least:
@@ -153,7 +169,7 @@ def bettered(
         gained, best, least = least - now, trial, now
         if gained <= PROGRESS * now:
             break
-    return best if rounded is None else move([rounded(part) for part in best], again)
+    return best if rounded is None or not rounds else move([rounded(part) for part in best], again)
 
 
 def lost(parts: Sequence[Structure], W: Sequence[Array], H: Sequence[Array | None]) -> float:

@@ -31,10 +31,10 @@ Array = npt.NDArray[Any]
 S = TypeVar("S", bound="Structure")
 
 BLOCK = 128  # columns whose feedback is spread at once
-SWEEPS = 8  # most sweeps of descent
-ROUNDS = 24  # most steps of conjugate gradients
+SWEEPS = 6  # most sweeps of descent
+ROUNDS = 8  # most steps of conjugate gradients
 DAMPING = 1e-6  # of the mean diagonal, added for the factor that error feedback needs
-PROGRESS = 1e-3  # the share of the loss that a sweep must still gain
+PROGRESS = 5e-3  # the share of the loss that a sweep must still gain
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
