@@ -34,6 +34,8 @@ from ccompile.stages import Sides, Stage
 
 __all__ = ["LEVELS", "Factors", "LayerPrice", "Split", "cost_of"]
 
+Task = tuple[Sequence[Metric], Layer, LayerPrice]  # of one layer, by group: what its curve needs
+Point = tuple[int, float]  # a rank, and the share of power that it loses
 ONE_TAP = "its kernel has one tap: split-svd splits it"
 NO_RANK = "no rank costs less than the layer does"
 BEYOND = " would cost more than the layer does; it pays up to rank"
@@ -192,9 +194,13 @@ class Split(Compression):
     def _key(self, form: Layer) -> tuple[object, ...]:
         return ("curve", self.pass_name(), self.model_dump_json(), form.name)
 
-    def curve(self, item: tuple[Sequence[Metric], Layer, LayerPrice]) -> list[tuple[int, float]]:
-        """Return (rank, share of power lost) of the ranks that cost less than the whole layer, mildest first."""
-        metrics, form, price = item
+    def curve(self, task: Task) -> list[Point]:
+        """Return the ranks that may be asked for and cost less than the whole layer, mildest first."""
+        return self.points(task)
+
+    def points(self, task: Task) -> list[Point]:
+        """Return the ranks of `ranks` that cost less than the whole layer, and what they lose."""
+        metrics, form, price = task
         ranks = [rank for rank in self.ranks(form, price) if self.pays(form, rank, price)]
         return list(zip(ranks, self.shares_lost((metrics, form, ranks)), strict=True))
 
@@ -211,7 +217,7 @@ class Split(Compression):
     def ranks(self, form: Layer, price: LayerPrice) -> list[int]:
         """Return the ranks that a curve tells, mildest first: all that may be asked for."""
         ranks = {split_prices.rank_of(self, share, form, price) for share in self.levels(form)}
-        if self.rank is not None and self.wanted(form.name) is None:
+        if isinstance(self.rank, int) and self.wanted(form.name) is None:
             ranks.add(min(self.rank, self._break_even(form, price)))
         return sorted(ranks - {0}, reverse=True) or [1]
 

@@ -3,8 +3,9 @@
 W[o, c, i, j] ~= sum_sr A[o, s] G[s, r, i, j] B[r, c]:  1 x 1 from c to r channels, k x k from r to s with the layer's
 stride, pads and dilation, 1 x 1 to o; or there is no A (`sides: input`). Of the pairs of ranks that cost as much, the
 one that loses least is taken, as a chain of truncated fits tells (the strength of the pair r, s is r + 100000 s);
-a `rank` that is given is the input side's, and the output side's is in proportion. On calibration data the factors are
-found by alternating least squares in the metric of the inputs' covariance, from HOSVD without data.
+a `rank` that is given is the input side's, and the output side's is in proportion; `rank: evbmf` finds both, each in
+its unfolding of the weight. On calibration data the factors are found by alternating least squares in the metric of the
+inputs' covariance, from HOSVD without data.
 
 Fires:  Conv with a kernel of more than one tap, any stride, pads, dilation and groups (ranks per group); weight plain
         and read once; r c + r s k + s o < o c k.
@@ -23,17 +24,17 @@ import numpy as np
 from pydantic import Field
 
 from ccompile.core import Array
-from ccompile.fitting import Metric
 from ccompile.moments import Layer
-from ccompile.numerics import bottleneck_losses, tucker
-from ccompile.splitting import LEVELS, ONE_TAP, Factors, LayerPrice, Split
+from ccompile.noise_ranks import NoiseRanked
+from ccompile.numerics import bottleneck_losses, evbmf, tucker
+from ccompile.splitting import LEVELS, ONE_TAP, Factors, LayerPrice, Point, Task
 from ccompile.stages import Stage
 
 PAIR = 100_000  # a rank of r + PAIR s is the pair of the input rank r and the output rank s
 FINER = tuple((a + b) / 2 for a, b in pairwise(LEVELS))  # levels that a chain tells besides
 
 
-class SplitTucker(Split):
+class SplitTucker(NoiseRanked):
     """Options of split-tucker: exactly one of keep, error and rank."""
 
     sides: Literal["both", "input"] = Field(
@@ -103,6 +104,16 @@ class SplitTucker(Split):
         shaped = [kernel.reshape(shape) for kernel, shape in zip(kernels, self.shapes(form, rank), strict=True)]
         return Factors(self.stages(form, shaped), found.compose().reshape(W.shape), found.loss)
 
+    def noise_rank(self, W: Array, form: Layer) -> int:
+        """Return the ranks of both unfoldings that stand out of the noise in W[g, o, d], the greatest of all groups."""
+        kernels = W.reshape(-1, form.out, form.channels, form.taps)
+        inputs = max(evbmf.rank(kernel.transpose(1, 0, 2).reshape(form.channels, -1)) for kernel in kernels)
+        if self.sides == "input" or not inputs:
+            return inputs
+        outputs = max(evbmf.rank(kernel.reshape(form.out, -1)) for kernel in kernels)
+        outputs = min(outputs, inputs * form.taps)
+        return _code((min(inputs, outputs * form.taps), outputs)) if outputs else 0
+
     # -------------------------------------------------------------------------------- pairs
 
     def levels(self, form: Layer) -> list[float]:
@@ -110,17 +121,17 @@ class SplitTucker(Split):
         found = super().levels(form)
         return sorted({*found, *FINER}, reverse=True) if len(found) > 1 else found
 
-    def curve(self, item: tuple[Sequence[Metric], Layer, LayerPrice]) -> list[tuple[int, float]]:
-        """Return the pairs that lose least at their cost, and the share of power that each loses, mildest first."""
-        metrics, form, price = item
-        if self.sides == "input" or (self.rank is not None and self.wanted(form.name) is None):
-            return super().curve(item)
+    def points(self, task: Task) -> list[Point]:
+        """Return the pairs that lose least at their cost, mildest first."""
+        metrics, form, price = task
+        if self.sides == "input" or (isinstance(self.rank, int) and self.wanted(form.name) is None):
+            return super().points(task)
         ranks = bottleneck_losses.grid(self.most(form))
         weights = [metric.W.reshape(form.out, form.channels, form.taps) for metric in metrics]
         chains = [bottleneck_losses.chain(W, m.H, ranks) for W, m in zip(weights, metrics, strict=True)]
         losses, power = np.sum([chain.losses for chain in chains], axis=0), sum(metric.power for metric in metrics)
         pairs = {self._best(losses, ranks, share, form, price) for share in self.levels(form)} - {(0, 0)}
-        found: list[tuple[int, float]] = []
+        found: list[Point] = []
         for r, s in sorted(pairs, key=lambda pair: self.costs(form, _code(pair), price)[::-1]):
             loss = sum(chain.refined(r, s) for chain in chains)
             share = min(loss / power, 1.0) if power > 0 else 0.0
