@@ -30,8 +30,8 @@ from ccompile.numerics.bottleneck import Bottleneck, Problem, leading, read
 
 Array = npt.NDArray[Any]
 
-SWEEPS, STEPS = 2, 3  # of each rank; the one before leaves little to do
-REFINED = 5  # sweeps of a pair
+SWEEPS, STEPS = 1, 3  # of each rank; the one before leaves little to do
+REFINED = 2  # sweeps of a pair
 WIDE = 64  # above, the chain goes on inside what it reads
 SMALL = 24  # up to here a grid has all ranks
 RATIO = 0.86  # and above, each is this share of the one before
