@@ -123,6 +123,10 @@ class Coding(Compression):
         assert isinstance(found, Sliced)
         return found
 
+    def form_of(self, form: Layer, strength: float, plain: Array) -> Form | None:
+        """Return how a fitted weight, as stored, can be written that only the pass knows; None for no such way."""
+        return None
+
     @property
     def keeps_zeros(self) -> bool:
         """Return whether weights that are zero stay so."""
@@ -349,11 +353,13 @@ class Coding(Compression):
             lost = fitting.lost(first.moments, fitted.weight, goal.bias(fitted.weight))
             bias = None if form.op == "MatMul" else goal.bias(fitted.weight)
             note = f"{lost:.3g} of the output's power lost, {choice.error:.3g} predicted"
-        small = self._store(node, form, fitted, bias, _means(view))
+        small = self._store(node, form, choice.strength, fitted, bias, _means(view))
         label = "; ".join(text for text in (f"{self.label(choice.strength)}, {note}", fitted.note, small.name) if text)
         return Site((form.name,), label, site.input, site.output)
 
-    def _store(self, node: ir.Node, form: Layer, fitted: Fitted, bias: Array | None, means: Means) -> Form:
+    def _store(
+        self, node: ir.Node, form: Layer, strength: float, fitted: Fitted, bias: Array | None, means: Means
+    ) -> Form:
         """Give the node its weight in the smallest form, and its bias."""
         if "alpha" in node.attributes:
             node.attributes.pop("alpha")  # the fitted weight has it in it
@@ -365,7 +371,8 @@ class Coding(Compression):
         assert plain is not None
         part = self.slices(form)
         grid = None if fitted.grid is None else _grid(form, fitted.grid, part, plain, means)
-        small = storage.smallest(plain, means, [part], [] if grid is None else [grid])
+        more = [each for each in (grid, self.form_of(form, strength, plain)) if each is not None]
+        small = storage.smallest(plain, means, [part], more)
         storage.replace_weight(node, form.weight, small, means)
         return small
 

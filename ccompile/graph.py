@@ -73,6 +73,7 @@ class SparseTensor(ir.LazyTensor):
             dense[tuple(indices.T)] = values
         else:
             dense.reshape(-1)[indices] = values
+        dense.flags.writeable = False
         return ir.Tensor(dense, name=self.name)
 
 

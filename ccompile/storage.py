@@ -483,6 +483,22 @@ def replace_weight(node: ir.Node, index: int, form: Form, means: Means) -> ir.Va
     return found
 
 
+def replace_value(value: ir.Value, form: Form, means: Means) -> ir.Value:
+    """Let all readers of an initializer of the main graph read it in another form, under its name."""
+    held, name, main = graph.constant(value), str(value.name), value.graph
+    assert held is not None
+    assert isinstance(main, ir.Graph)
+    readers = {use.node for use in value.uses()}
+    first = next(node for node in main if node in readers)
+    found = form.put(Place(first, means))
+    found.shape, found.type = ir.Shape(held.shape), ir.TensorType(ir.DataType.from_numpy(held.dtype))
+    value.replace_all_uses_with(found)
+    main.initializers.pop(name)
+    if not found.is_initializer():
+        found.name = name
+    return found
+
+
 def is_lossless(value: ir.Value | None) -> bool:
     """Return whether a weight that one node reads stands in a form that gives back every bit, as those here."""
     chain = graph.stored_chain(value)
@@ -492,7 +508,20 @@ def is_lossless(value: ir.Value | None) -> bool:
 
 
 _DECODERS = frozenset(
-    {"BitShift", "Mod", "Cast", "Reshape", "Slice", "Mul", "MatMulInteger", "Gather", "GatherElements", "CumSum"}
+    {
+        "BitShift",
+        "Mod",
+        "Cast",
+        "Reshape",
+        "Slice",
+        "Mul",
+        "MatMulInteger",
+        "Gather",
+        "GatherElements",
+        "CumSum",
+        "Range",
+        "Add",
+    }
 )
 
 
