@@ -45,7 +45,7 @@ IDLE = {
     "binarize-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
     "cluster-weights": {"capturing", "half", "quantised", "shared_weights"},
     "share-hashed": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
-    "prune-weights": {"capturing", "half", "quantised", "shared_weights"},
+    "prune-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
     "quantize-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
     "split-biclusters": {"mlp", "quantised", "shared_weights", "transformer", "upsampling"},
     "split-colour": set(builders.ZOO) - {"conv_bn", "grouped", "residual", "open"},
