@@ -463,6 +463,13 @@ class _Costs:
         """Return (MACs, estimated seconds) of each top-level node, by name."""
         return {node.name: (node.macs, node.seconds) for node in self.run.price(model).nodes}
 
+    def coding(self, model: ir.Model, values: Iterable[str]) -> Mapping[str, float]:
+        """Return the estimated seconds of turning each value into codes of a byte, or back, in a node of its own."""
+        types, target = self.run.types_of(model), self.run.request.spec.target
+        sizes = {name: math.prod(types[name].static or ()) for name in values}
+        rate, overhead = target.rate("elementwise", "float32"), target.node_overhead_us * 1e-6
+        return {n: max(size / rate, target.seconds_to_move(5 * size)) + overhead for n, size in sizes.items()}
+
 
 def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]:
     """Return the metrics that the gates name; with labels and none named, top1 where an output has scores."""
