@@ -464,11 +464,18 @@ class _Costs:
         return {node.name: (node.macs, node.seconds) for node in self.run.price(model).nodes}
 
     def coding(self, model: ir.Model, values: Iterable[str]) -> Mapping[str, float]:
-        """Return the estimated seconds of turning each value into codes of a byte, or back, in a node of its own."""
+        """Return the estimated seconds of turning each value into codes of a byte, or back, in nodes of their own.
+
+        Images also change their layout: integer convolutions have channels last, others have them first or in blocks.
+        """
         types, target = self.run.types_of(model), self.run.request.spec.target
-        sizes = {name: math.prod(types[name].static or ()) for name in values}
+        shapes = {name: types[name].static or () for name in values}
         rate, overhead = target.rate("elementwise", "float32"), target.node_overhead_us * 1e-6
-        return {n: max(size / rate, target.seconds_to_move(5 * size)) + overhead for n, size in sizes.items()}
+        found = {}
+        for name, shape in shapes.items():
+            size, nodes = math.prod(shape), 2 if len(shape) > 3 else 1
+            found[name] = nodes * (max(size / rate, target.seconds_to_move(5 * size)) + overhead)
+        return found
 
 
 def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from ccompile import graph, qdq
 from ccompile.analysis import integers, linear
 from ccompile.analysis.integers import Unit
-from ccompile.analysis.shapes import Shapes
+from ccompile.analysis.shapes import UNKNOWN, Shapes
 from ccompile.core import Array, Costs, Skip, Statistics
 from ccompile.moments import Layer, Moments, Spread
 from ccompile.numerics import ranges, regions, rounding
@@ -58,6 +58,25 @@ class Survey:
 
     units: tuple[Unit, ...]
     skipped: tuple[Skip, ...]
+
+
+def merge_biases(main: ir.Graph, types: Shapes) -> None:
+    """Make x[n, d] W + b, a MatMul and the Add behind it, one Gemm in place: its integer kernel adds the bias."""
+    for node in main:
+        weight, add = node.inputs[1] if len(node.inputs) > 1 else None, graph.only_use(node.outputs[0])
+        if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx") or add is None or add.op_type != "Add":
+            continue
+        x, shape = node.inputs[0], graph.static_shape(weight)
+        rank = types.get(str(x.name), UNKNOWN).shape if x is not None else None
+        bias = next((v for v in add.inputs if v is not node.outputs[0]), None)
+        dims = graph.static_shape(bias)
+        if shape is None or dims is None or rank is None or len(rank) != 2 or len(shape) != 2:
+            continue
+        if dims in ((shape[1],), (1, shape[1])):
+            gemm = graph.add_node("Gemm", [x, weight, bias], before=node, base=f"{node.name}_gemm")
+            graph.replace_node(add, gemm)
+            main.remove(node, safe=True)
+            gemm.name = node.name
 
 
 def survey(

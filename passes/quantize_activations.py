@@ -83,6 +83,7 @@ class QuantizeActivations(Rewrite):
         if reason := opset.refusal(view.model, {name: spread.rank for name, spread in unsure.items()}):
             return PassResult((), (Skip(str(next(iter(view.graph)).name), reason),))
         opset.upgrade(view.model)
+        quantising.merge_biases(view.graph, types)
         even = equalising.equalise(view.graph) if self.equalize else []
         work = self._plan(view, types, stats)
         tolerable, kept = self._tolerable(view, work, stats)

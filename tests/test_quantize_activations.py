@@ -144,18 +144,40 @@ def test_the_deployed_form_computes_what_was_verified(net: str) -> None:
 
 def test_values_move_on_codes(tmp_path: Path) -> None:
     net = builders.Net(1)
-    x = net.conv(net.input("x", ["N", 3, 8, 8]), "one", (8, 3, 3, 3), pad=1)
+    x = net.pool(net.conv(net.input("x", ["N", 3, 16, 16]), "one", (8, 3, 3, 3), pad=1), 2, 2)
     x = net.node("Slice", x, *(net.constant(np.array([v], np.int64)) for v in (0, 4, 2)))
     pads = net.constant(np.array([0, 2, 0, 0, 0, 2, 0, 0]))
     x = net.node("Pad", x, pads)
-    x = net.pool(net.node("Transpose", x, perm=[0, 1, 3, 2]), 2, 2)
+    x = net.node("Transpose", x, perm=[0, 1, 3, 2])
     run = quantise(net.model(net.conv(x, "two", (4, 12, 1, 1))))
     ops = Counter(node.op_type for node in run.model.graph)
     assert ops["QuantizeLinear"] == 3
     assert ops["DequantizeLinear"] == 2 + 4 + 1  # two data inputs, weights and biases, the output
-    for name in ("pad2", "slice1"):
-        assert graph.node_named(run.model.graph, name).outputs[0].dtype is not None
+    moved = [node for node in run.model.graph if node.op_type in ("MaxPool", "Slice", "Pad", "Transpose")]
+    assert [str(node.outputs[0].dtype) for node in moved] == ["UINT8"] * 4
     assert deployed_ops(run.model, tmp_path)["QLinearConv"] == 2
+
+
+def test_codes_are_pooled_behind_a_convolution_only() -> None:
+    net = builders.Net(1)
+    x = net.node("Transpose", net.conv(net.input("x", ["N", 3, 8, 8]), "one", (8, 3, 3, 3)), perm=[0, 1, 3, 2])
+    run = quantise(net.model(net.conv(net.pool(x, 2, 2), "two", (4, 8, 1, 1))))
+    assert reasons(run) == {"maxpool2": "the runtime pools codes fast behind a convolution only"}
+
+
+def test_a_product_and_its_bias_become_one_kernel(tmp_path: Path) -> None:
+    net = builders.Net(1)
+    x = net.node("MatMul", net.input("x", ["N", 8]), net.weight("w", (8, 5)), name="fc")
+    run = quantise(net.model(net.node("Add", x, net.weight("b", (5,)), name="add")))
+    assert [site.nodes for site in run.record.applied] == [("fc",)]
+    assert deployed_ops(run.model, tmp_path) == {"QuantizeLinear": 1, "QGemm": 1}
+
+
+def test_a_bias_per_row_is_no_bias() -> None:
+    net = builders.Net(1)
+    x = net.node("MatMul", net.input("x", [4, 8]), net.weight("w", (8, 5)), name="fc")
+    run = quantise(net.model(net.node("Add", x, net.weight("b", (4, 1)), name="add")))
+    assert [node.op_type for node in run.model.graph].count("Gemm") == 0
 
 
 def test_a_weight_read_twice_is_stored_once() -> None:

@@ -164,11 +164,22 @@ def _move(node: ir.Node, types: Shapes) -> Unit | str:
         return ""
     if node.op_type == "MaxPool" and (len([o for o in node.outputs if o.name]) > 1 or _is_dilated(node)):
         return "its indices are read, or it is dilated"
+    if node.op_type == "MaxPool" and not _is_behind_convolution(value):
+        return "the runtime pools codes fast behind a convolution only"
     if node.op_type == "Resize" and graph.attribute(node, "mode", "nearest") != "nearest":
         return "it interpolates"
     if node.op_type == "Pad" and not _pads_zeros(node):
         return "it pads with something else than zeros"
     return Unit(node, "move", (0,))
+
+
+def _is_behind_convolution(value: ir.Value) -> bool:
+    """Return whether a value is a convolution's, through what a grid absorbs and other pooling."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Relu", "Clip", "MaxPool", *_SCALARS):
+        moving = [v.producer() for v in node.inputs if v is not None and not graph.is_constant(v)]
+        node = moving[0] if len(moving) == 1 else None
+    return node is not None and node.op_type == "Conv"
 
 
 def _is_dilated(node: ir.Node) -> bool:
