@@ -13,9 +13,11 @@ import numpy as np
 import onnx
 import pytest
 
-from ccompile import equalising, graph, opset, runtime
+from ccompile import equalising, graph, opset, quantising, runtime
+from ccompile.analysis.shapes import shapes
 from ccompile.errors import PassError
 from ccompile.passes.quantize_activations import QuantizeActivations
+from ccompile.quantising import Prices
 from ccompile.runtime import Settings
 
 if TYPE_CHECKING:
@@ -320,3 +322,28 @@ def test_a_new_opset_is_left_alone() -> None:
     assert opset.refusal(model, {}) == ""
     opset.upgrade(model)
     assert model.opset_imports[""] == builders.OPSET
+
+
+# ---------------------------------------------------------------------------------------------- where it pays
+
+
+def chosen(model: ir.Model, floats: dict[str, float], codes: dict[str, float]) -> set[str]:
+    """Return the units that are worth it at these prices, passages at 0.1."""
+    units = quantising.survey(model.graph, shapes(model), lambda node: None).units
+    values = {str(value.name) for unit in units for value in (*unit.inputs, *unit.outputs)}
+    return set(quantising.worthwhile(units, Prices(floats, codes, dict.fromkeys(values, 0.1))))
+
+
+def test_pooling_stays_with_its_convolution() -> None:
+    net = builders.Net(1)
+    x = net.pool(net.conv(net.input("x", ["N", 3, 8, 8]), "one", (8, 3, 3, 3)), 2, 2)
+    model = net.model(net.conv(x, "two", (4, 8, 1, 1)))
+    floats = {"one": 1.0, "maxpool1": 0.1, "two": 9.0}
+    assert chosen(model, floats, {"one": 1.5, "maxpool1": 0.1, "two": 1.0}) == {"one", "maxpool1", "two"}
+    assert chosen(model, floats, {"one": 5.0, "maxpool1": 0.1, "two": 1.0}) == {"two"}
+
+
+def test_a_dense_layer_that_feeds_floats_pays_no_passage_back() -> None:
+    model = dense(np.ones((4, 4)), np.ones(4))
+    assert chosen(model, {"fc": 1.0}, {"fc": 0.85}) == {"fc"}
+    assert chosen(model, {"fc": 1.0}, {"fc": 0.95}) == set()

@@ -40,8 +40,8 @@ def cheapest(floats: Sequence[float], integers: Sequence[float], passages: Seque
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-    total = sum(cost for cost in (*floats, *integers) if np.isfinite(cost))
-    total += sum(passage.quantise + passage.dequantise for passage in passages)
+    prices = [price for passage in passages for price in (passage.quantise, passage.dequantise)]
+    total = sum(cost for cost in (*floats, *integers, *prices) if np.isfinite(cost))
     count = len(floats)
     source, sink = count, count + 1  # on the source's side: integers
     edges: dict[tuple[int, int], int] = {}

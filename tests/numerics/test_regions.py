@@ -39,6 +39,12 @@ def test_what_is_forbidden_stays_in_float() -> None:
     assert cheapest([9.0, 9.0], [np.inf, 1.0], [Passage(0, (1,), 1.0, 1.0)]) == [False, True]
 
 
+def test_a_passage_that_is_forbidden_ties_a_reader_to_its_maker() -> None:
+    tie = [Passage(0, (1,), np.inf, 0.0)]
+    assert cheapest([1.0, 9.0], [5.0, 1.0], tie) == [True, True]
+    assert cheapest([1.0, 2.0], [5.0, 1.0], tie) == [False, False]
+
+
 def test_a_slow_unit_between_fast_ones_is_taken_along() -> None:
     chain = [Passage(0, (1,), 1.0, 1.0), Passage(1, (2,), 1.0, 1.0)]
     assert cheapest([9.0, 1.0, 9.0], [1.0, 2.5, 1.0], chain) == [True, True, True]
