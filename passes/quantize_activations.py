@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import equalising, graph, opset, qdq, quantising
+from ccompile import equalising, graph, older_opsets, qdq, quantising
 from ccompile.analysis.shapes import Shapes, shapes
 from ccompile.core import Kind, PassResult, Rewrite, Site, Skip, Statistics, View
 from ccompile.errors import PassError
@@ -79,10 +79,10 @@ class QuantizeActivations(Rewrite):
                 hint="Give `data.calibration`.",
             )
         types = view.ask(shapes)
-        unsure = stats.spreads(view.model, dict.fromkeys(opset.unsure(view.model)))
-        if reason := opset.refusal(view.model, {name: spread.rank for name, spread in unsure.items()}):
+        unsure = stats.spreads(view.model, dict.fromkeys(older_opsets.unsure(view.model)))
+        if reason := older_opsets.refusal(view.model, {name: spread.rank for name, spread in unsure.items()}):
             return PassResult((), (Skip(str(next(iter(view.graph)).name), reason),))
-        opset.upgrade(view.model)
+        older_opsets.upgrade(view.model)
         quantising.merge_biases(view.graph, types)
         even = equalising.equalise(view.graph) if self.equalize else []
         work = self._plan(view, types, stats)

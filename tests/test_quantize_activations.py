@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ccompile import equalising, graph, opset, quantising, runtime
+from ccompile import equalising, graph, older_opsets, quantising, runtime
 from ccompile.analysis.shapes import shapes
 from ccompile.errors import PassError
 from ccompile.passes.quantize_activations import QuantizeActivations
@@ -314,13 +314,13 @@ def test_without_calibration_data_there_are_no_ranges() -> None:
 def test_an_opset_that_is_too_old_is_named() -> None:
     model = builders.mlp(3)
     model.opset_imports[""] = 9
-    assert opset.refusal(model, {}).startswith("it needs opset 13, and only models of opset 11")
+    assert older_opsets.refusal(model, {}).startswith("it needs opset 13, and only models of opset 11")
 
 
 def test_a_new_opset_is_left_alone() -> None:
     model = builders.mlp(3)
-    assert opset.refusal(model, {}) == ""
-    opset.upgrade(model)
+    assert older_opsets.refusal(model, {}) == ""
+    older_opsets.upgrade(model)
     assert model.opset_imports[""] == builders.OPSET
 
 
