@@ -287,14 +287,19 @@ def fall_back(
 ) -> tuple[frozenset[str], tuple[str, ...]]:
     """Return the units to write, and those kept in float, the most sensitive first, until `holds` accepts the graph.
 
-    A unit's sensitivity is what it does to the outputs on held-out batches when it alone computes on integers. choose:
-    the units to write when some have to stay in float. Where nothing holds, none is written.
+    A unit's sensitivity is what it does to the outputs on held-out batches when it alone computes on integers. The most
+    sensitive stay in float, as many as it takes: a smaller set that a search finds on few batches does not hold on
+    others. choose: the units to write when some have to stay in float. Where nothing holds, none is written.
     """
 
     def written(chosen: frozenset[str]) -> ir.Model:
         trial = graph.copy(model)
         qdq.encode(trial, replace(plan, chosen=chosen), types)
         return trial
+
+    def holds_with(kept: Sequence[str]) -> bool:
+        tell(f"tolerance with {len(kept)} of {len(candidates)} in float")
+        return holds(written(choose(frozenset(kept))))
 
     if not plan.chosen or holds(written(plan.chosen)):
         return plan.chosen, ()
@@ -304,14 +309,14 @@ def fall_back(
         lost[name] = distance(stats, written(frozenset({name})), model)
     order = sorted(lost, key=lambda name: -lost[name])
     low, high = 0, 1
-    while high < len(order) and not holds(written(choose(frozenset(order[:high])))):
+    while high < len(order) and not holds_with(order[:high]):
         low, high = high, min(2 * high, len(order))
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if holds(written(choose(frozenset(order[:middle])))) else (middle, high)
-    kept = tuple(order[:high])
-    chosen = choose(frozenset(kept))
-    return (chosen, kept) if holds(written(chosen)) else (frozenset(), tuple(order))
+        low, high = (low, middle) if holds_with(order[:middle]) else (middle, high)
+    if not holds_with(order[:high]):
+        return frozenset(), tuple(order)
+    return choose(frozenset(order[:high])), tuple(order[:high])
 
 
 def distance(stats: Statistics, model: ir.Model, base: ir.Model) -> float:
