@@ -28,6 +28,7 @@ _BIAS_LIMIT = 2.0**30  # codes of a bias
 # The runtime pools codes fast where an integer convolution leaves them channels last, else at 3 ns a tap, as measured;
 # it also moves a quantisation behind a float pool before it. In units of the float pool's own time:
 _SLOW_POOL = 20.0
+_MARGIN = 0.15  # of the units' time in float: what a plan must gain for estimates to be believed
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,10 @@ def everywhere(units: Sequence[Unit]) -> frozenset[str]:
 
 
 def worthwhile(units: Sequence[Unit], known: Prices, floating: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Return the units that are faster on integers, passages counted; `floating` stay in float whatever they cost."""
+    """Return the units that are faster on integers, passages counted; `floating` stay in float whatever they cost.
+
+    None where all together gain less than estimates are good for.
+    """
     index = {unit.name: at for at, unit in enumerate(units)}
     maker = {value: index[unit.name] for unit in units for value in unit.outputs}
     makes_float = {at for at, unit in enumerate(units) if unit.node.op_type in ("Gemm", "MatMul")}
@@ -262,7 +266,10 @@ def worthwhile(units: Sequence[Unit], known: Prices, floating: frozenset[str] = 
         passages.append(regions.Passage(made, readers, price + pooling, 0.0 if made in makes_float else price))
     passages += [regions.Passage(maker.get(units[at].inputs[0]), (at,), np.inf, 0.0) for at in sorted(pools)]
     codes = [np.inf if unit.name in floating else known.codes[unit.name] for unit in units]
-    chosen = regions.cheapest([known.floats[unit.name] for unit in units], codes, passages)
+    floats = [known.floats[unit.name] for unit in units]
+    chosen = regions.cheapest(floats, codes, passages)
+    if regions.cost(chosen, floats, codes, passages) > (1 - _MARGIN) * sum(floats):
+        return frozenset()
     return frozenset(unit.name for unit, taken in zip(units, chosen, strict=True) if taken)
 
 

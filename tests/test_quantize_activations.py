@@ -345,5 +345,10 @@ def test_pooling_stays_with_its_convolution() -> None:
 
 def test_a_dense_layer_that_feeds_floats_pays_no_passage_back() -> None:
     model = dense(np.ones((4, 4)), np.ones(4))
-    assert chosen(model, {"fc": 1.0}, {"fc": 0.85}) == {"fc"}
+    assert chosen(model, {"fc": 1.0}, {"fc": 0.7}) == {"fc"}
     assert chosen(model, {"fc": 1.0}, {"fc": 0.95}) == set()
+
+
+def test_a_gain_that_estimates_cannot_tell_is_not_taken() -> None:
+    model = dense(np.ones((4, 4)), np.ones(4))
+    assert chosen(model, {"fc": 1.0}, {"fc": 0.8}) == set()

@@ -29,6 +29,23 @@ class Passage:
     dequantise: float
 
 
+def cost(
+    chosen: Sequence[bool], floats: Sequence[float], integers: Sequence[float], passages: Sequence[Passage]
+) -> float:
+    """Return what an assignment costs: the sum above.
+
+    >>> cost([True, False], [5.0, 1.0], [1.0, 2.0], [Passage(0, (1,), 0.5, 0.25)])
+    2.25
+    """
+    total = sum(integers[at] if taken else floats[at] for at, taken in enumerate(chosen))
+    for passage in passages:
+        made = passage.maker is not None and chosen[passage.maker]
+        read = [reader is not None and chosen[reader] for reader in passage.readers]
+        total += passage.dequantise if made and not all(read) else 0.0
+        total += passage.quantise if not made and any(read) else 0.0
+    return total
+
+
 def cheapest(floats: Sequence[float], integers: Sequence[float], passages: Sequence[Passage]) -> list[bool]:
     """Return, by unit, whether integers are cheaper for the whole; costs are >= 0, in any unit, `inf` forbids.
 

@@ -7,17 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ccompile.numerics.regions import Passage, cheapest
-
-
-def cost(chosen: list[bool], floats: list[float], integers: list[float], passages: list[Passage]) -> float:
-    total = sum(integers[at] if taken else floats[at] for at, taken in enumerate(chosen))
-    for passage in passages:
-        made = passage.maker is not None and chosen[passage.maker]
-        read = [reader is not None and chosen[reader] for reader in passage.readers]
-        total += passage.dequantise if made and not all(read) else 0.0
-        total += passage.quantise if not made and any(read) else 0.0
-    return total
+from ccompile.numerics.regions import Passage, cheapest, cost
 
 
 @pytest.mark.parametrize("seed", range(40))
