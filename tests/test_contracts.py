@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "merge-neurons": {"amount": 0.3},
     "prune-channels": {"keep": 0.5},
     "prune-weights": {"keep": 0.3},
+    "quantize-activations": {"where": "everywhere"},
     "quantize-weights": {"bits": 4},
     "repair": {},
     "share-hashed": {"keep": 0.1},
@@ -54,6 +55,7 @@ IDLE = {
     "fold-batchnorm": {"mlp", "residual", "shared_weights", "capturing", "transformer", "quantised"},
     "merge-neurons": set(builders.ZOO) - {"mlp", "residual", "open"},
     "prune-channels": {"shared_weights", "capturing", "quantised"},
+    "quantize-activations": {"half"},
     "repair": set(builders.ZOO),  # it has the source before it: tests/test_repair.py damages it first
     "split-basis": set(builders.ZOO) - {"conv_bn", "grouped", "residual", "open"},
     "split-cp": set(builders.ZOO) - {"conv_bn", "grouped", "residual", "open"},
