@@ -397,11 +397,16 @@ def scaled(parts: Sequence[Scaled], metrics: Sequence[Metric], form: Layer) -> F
     scale = parts[0].scale
     blocks = scale if scale.size == 1 else scale.reshape(form.groups, form.out, -1)
     grid = Pattern(
-        np.stack([part.code for part in parts]),
+        np.stack([_codes(part) for part in parts]),
         parts[0].pattern,
         blocks.reshape(*(1,) * (3 - blocks.ndim), *blocks.shape),
     )
-    return Fitted(np.stack([part.values for part in parts]), lost, grid=None if parts[0].mask is not None else grid)
+    return Fitted(np.stack([part.values for part in parts]), lost, grid=grid)
+
+
+def _codes(part: Scaled) -> Array:
+    """Return the codes, where an entry is held at zero that of the pattern's 0 (where it has none, no grid fits)."""
+    return part.code if part.mask is None else np.where(part.mask, part.code, np.abs(part.pattern).argmin())
 
 
 def sliced(form: Layer, scope: Scope, columns: int = 0) -> Sliced | str:

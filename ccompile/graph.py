@@ -400,7 +400,7 @@ def constant(value: ir.Value | None) -> Array | None:
     if stored_chain(value) is None:
         return None
     found = SEE_THROUGH[node.op_type](node, [constant(operand) for operand in node.inputs])
-    return None if found is None else _read_only(found)
+    return None if found is None else _read_only(np.asarray(found))  # of 0-d arrays numpy makes scalars
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:

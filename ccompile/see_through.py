@@ -133,7 +133,7 @@ def _slice(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
     part = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes or range(len(starts)), starts, ends, steps, strict=True):
         size = data.shape[axis]
-        part[axis] = slice(start, None if step < 0 and end < -size else end, step)
+        part[axis] = slice(max(start, -size), None if step < 0 and end < -size else end, step)
     return data[tuple(part)]
 
 
