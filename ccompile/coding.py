@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import fitting, graph, impacts, opsets, storage
+from ccompile import cropping, fitting, graph, impacts, opsets, storage
 from ccompile.analysis import linear
 from ccompile.core import Array, Budget, Chain, Choice, Compression, Kind, Site, Skip, View
 from ccompile.errors import PassError
@@ -126,6 +126,11 @@ class Coding(Compression):
     def form_of(self, form: Layer, strength: float, plain: Array) -> Form | None:
         """Return how a fitted weight, as stored, can be written that only the pass knows; None for no such way."""
         return None
+
+    @property
+    def crops(self) -> bool:
+        """Return whether outer taps of a kernel that are zero go."""
+        return False
 
     @property
     def keeps_zeros(self) -> bool:
@@ -369,12 +374,23 @@ class Coding(Compression):
             raise PassError(str(error), hint="Leave the layer alone with `skip`.") from error
         plain = graph.constant(node.inputs[form.weight])
         assert plain is not None
+        if self.crops and cropping.crop(node):
+            return _encoded(node, means)
         part = self.slices(form)
         grid = None if fitted.grid is None else _grid(form, fitted.grid, part, plain, means)
         more = [each for each in (grid, self.form_of(form, strength, plain)) if each is not None]
         small = storage.smallest(plain, means, [part], more)
         storage.replace_weight(node, form.weight, small, means)
         return small
+
+
+def _encoded(node: ir.Node, means: Means) -> Form:
+    """Give a convolution whose shape has changed its weight in the smallest form."""
+    weight = graph.constant(node.inputs[1])
+    assert weight is not None
+    small = storage.smallest(weight, means)
+    storage.replace_weight(node, 1, small, means)
+    return small
 
 
 def _free(W: Array) -> Array | None:

@@ -97,6 +97,11 @@ class PruneWeights(Coding):
         return self.keep if isinstance(self.keep, Budget) else None
 
     @property
+    def crops(self) -> bool:
+        """Return whether outer taps of a kernel that are zero go: with a pattern that removes whole ones."""
+        return self.pattern == "tap"
+
+    @property
     def keeps_zeros(self) -> bool:
         """Return whether weights that are zero stay so."""
         return True

@@ -42,6 +42,7 @@ LAYERS = [
         "ccompile.storage",
         "ccompile.opsets",
         "ccompile.hashed",
+        "ccompile.cropping",
     ],
     ["ccompile.qdq", "ccompile.older_opsets", "ccompile.equalising"],
     ["ccompile.quantising"],
