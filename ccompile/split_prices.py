@@ -40,8 +40,8 @@ class Scheme(Protocol):
         """Return one group's stages from their weights, in order."""
         ...
 
-    def has(self, form: Layer, rank: int) -> bool:
-        """Say whether a rank from 1 to the greatest is one."""
+    def like(self, rank: int, form: Layer) -> Sequence[int]:
+        """Return the ranks that a layer may have instead of one that was planned before it was cut, mildest first."""
         ...
 
     def scales_with(self, form: Layer) -> tuple[Sides, ...]:
@@ -107,9 +107,9 @@ def rank_left(scheme: Scheme, rank: int, was: Layer, form: Layer, positions: Seq
         shapes = scheme.shapes(form, rank)
         return form.groups * sum(n * math.prod(shape) for n, shape in zip(positions, shapes, strict=True))
 
-    able = [r for r in range(min(2 * rank, scheme.most(form)), 0, -1) if scheme.has(form, r)]
+    able = scheme.like(rank, form)
     # A Tucker split's second rank may grow with the ratio of outputs to inputs: then the least rank is nearest.
-    fits = [r for r in able if cost(r) <= planned * (1 + 1e-9)] or able[-1:]
+    fits = [r for r in able if cost(r) <= planned * (1 + 1e-9)] or list(able[-1:])
     whole = positions[-1] * form.groups * form.out * form.columns
     return fits[0] if fits and cost(fits[0]) < whole else 0
 
@@ -194,10 +194,10 @@ def _trial(scheme: Scheme, ranks: Mapping[str, int], view: View) -> tuple[ir.Mod
 
 
 def hollow(scheme: Scheme, node: ir.Node, rank: int) -> list[str]:
-    """Replace a layer by stages of zeros at a rank, or at the greatest that it has; return their names."""
+    """Replace a layer by stages of zeros at a rank; return their names."""
     form = linear.layer(node)
     assert isinstance(form, Layer)
-    shapes = scheme.shapes(form, min(rank, scheme.most(form)))
+    shapes = scheme.shapes(form, rank)
     empty = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
     parts = stages.merged([scheme.stages(form, empty)] * form.groups)
     return [str(made.name) for made in stages.put(node, form, parts, None)]

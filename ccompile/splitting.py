@@ -34,6 +34,8 @@ from ccompile.stages import Sides, Stage
 
 __all__ = ["LEVELS", "Factors", "LayerPrice", "Split", "cost_of"]
 
+Task = tuple[Sequence[Metric], Layer, LayerPrice]  # of one layer, by group: what its curve needs
+Point = tuple[int, float]  # a rank, and the share of power that it loses
 ONE_TAP = "its kernel has one tap: split-svd splits it"
 NO_RANK = "no rank costs less than the layer does"
 BEYOND = " would cost more than the layer does; it pays up to rank"
@@ -99,6 +101,10 @@ class Split(Compression):
         """Say whether a rank from 1 to the greatest is one."""
         return True
 
+    def like(self, rank: int, form: Layer) -> Sequence[int]:
+        """Return the ranks that a layer may have instead of one that was planned before it was cut, mildest first."""
+        return [r for r in range(min(2 * rank, self.most(form)), 0, -1) if self.has(form, r)]
+
     def shapes(self, form: Layer, rank: int) -> list[tuple[int, ...]]:
         """Return the shapes of one group's stages at a rank, in order."""
         raise NotImplementedError
@@ -106,6 +112,14 @@ class Split(Compression):
     def stages(self, form: Layer, weights: Sequence[Array]) -> tuple[Stage, ...]:
         """Return one group's stages from their weights, in order."""
         raise NotImplementedError
+
+    def label(self, rank: int) -> str:
+        """Return what a rank is called."""
+        return f"rank {rank}"
+
+    def whole(self, form: Layer) -> str:
+        """Return what the rank is called at which the split is exact."""
+        return str(self.most(form))
 
     def scales_with(self, form: Layer) -> tuple[Sides, ...]:
         """Return what each stage's cost goes with: the first reads what the layer does, the last makes it."""
@@ -162,48 +176,56 @@ class Split(Compression):
     def prepare(self, sites: Sequence[Site], view: View) -> None:
         """Fit all sites at all ranks that may be asked for."""
         forms = [self._form(view, site) for site in sites]
-        ranks = [[rank for rank, _, _ in self._costs(form, view)] for form in forms]
-        items = ((self._metrics(view, form), form, wanted) for form, wanted in zip(forms, ranks, strict=True))
-        for form, wanted, lost in zip(forms, ranks, view.map(self.shares_lost, items), strict=True):
-            view.remember(self._key(form, wanted), lost)
+        items = ((self._metrics(view, form), form, self._prices(view)[form.name]) for form in forms)
+        for form, points in zip(forms, view.map(self.curve, items), strict=True):
+            view.remember(self._key(form), points)
 
     def choices(self, site: Site, view: View) -> list[Choice]:
         """Return the layer as it is (strength 0), then ranks that cost less; error is the share of power lost."""
         form = self._form(view, site)
         price = self._prices(view)[form.name]
         found = [Choice(0.0, 0.0, form.groups * form.out * form.columns, price.macs, price.seconds)]
-        costs = self._costs(form, view)
-        ranks = [rank for rank, _, _ in costs]
-        lost = view.once(
-            self._key(form, ranks), lambda: view.map(self.shares_lost, [(self._metrics(view, form), form, ranks)])[0]
-        )
-        for (rank, params, macs), error in zip(costs, lost, strict=True):
+        item = (self._metrics(view, form), form, price)
+        for rank, error in view.once(self._key(form), lambda: view.map(self.curve, [item])[0]):
+            params, macs = self.costs(form, rank, price)
             found.append(Choice(float(rank), error, params, macs, price.seconds_of(macs)))
         return found
 
-    def _key(self, form: Layer, ranks: Sequence[int]) -> tuple[object, ...]:
-        return (self.pass_name(), "lost", form.name, tuple(ranks))
+    def _key(self, form: Layer) -> tuple[object, ...]:
+        return ("curve", self.pass_name(), self.model_dump_json(), form.name)
 
-    def _costs(self, form: Layer, view: View) -> list[tuple[int, int, int]]:
-        """Return (rank, params, macs) of the ranks that cost less than the whole layer, mildest first."""
-        price, found = self._prices(view)[form.name], []
-        for rank in self.ranks(form, price):
-            shapes = self.shapes(form, rank)
-            params = form.groups * sum(math.prod(shape) for shape in shapes)
-            macs = price.macs_of(form.groups, shapes)
-            if params < form.groups * form.out * form.columns and macs < price.macs:
-                found.append((rank, params, macs))
-        return found
+    def curve(self, task: Task) -> list[Point]:
+        """Return the ranks that may be asked for and cost less than the whole layer, mildest first."""
+        return self.points(task)
+
+    def points(self, task: Task) -> list[Point]:
+        """Return the ranks of `ranks` that cost less than the whole layer, and what they lose."""
+        metrics, form, price = task
+        ranks = [rank for rank in self.ranks(form, price) if self.pays(form, rank, price)]
+        return list(zip(ranks, self.shares_lost((metrics, form, ranks)), strict=True))
+
+    def costs(self, form: Layer, rank: int, price: LayerPrice) -> tuple[int, int]:
+        """Return the parameters and multiply-adds of a layer at a rank."""
+        shapes = self.shapes(form, rank)
+        return form.groups * sum(math.prod(shape) for shape in shapes), price.macs_of(form.groups, shapes)
+
+    def pays(self, form: Layer, rank: int, price: LayerPrice) -> bool:
+        """Say whether a rank costs less than the whole layer in both."""
+        params, macs = self.costs(form, rank, price)
+        return params < form.groups * form.out * form.columns and macs < price.macs
 
     def ranks(self, form: Layer, price: LayerPrice) -> list[int]:
         """Return the ranks that a curve tells, mildest first: all that may be asked for."""
-        wanted = self._wanted(form.name)
-        given = [] if wanted is None else [wanted]
-        levels = given if (given or self.rank) and self.on_violation != "weaken" else [*LEVELS, *given]
-        ranks = {split_prices.rank_of(self, share, form, price) for share in levels}
-        if self.rank is not None and not given:
+        ranks = {split_prices.rank_of(self, share, form, price) for share in self.levels(form)}
+        if isinstance(self.rank, int) and self.wanted(form.name) is None:
             ranks.add(min(self.rank, self._break_even(form, price)))
         return sorted(ranks - {0}, reverse=True) or [1]
+
+    def levels(self, form: Layer) -> list[float]:
+        """Return the shares of a layer's multiply-adds that may be asked for."""
+        wanted = self.wanted(form.name)
+        given = [] if wanted is None else [wanted]
+        return given if (given or self.rank) and self.on_violation != "weaken" else [*LEVELS, *given]
 
     def _break_even(self, form: Layer, price: LayerPrice) -> int:
         """Return the greatest rank that costs less than the layer does, in multiply-adds and parameters."""
@@ -212,7 +234,7 @@ class Split(Compression):
             rank -= 1
         return rank
 
-    def _wanted(self, name: str) -> float | None:
+    def wanted(self, name: str) -> float | None:
         """Return the share of its multiply-adds that a layer is asked to keep, if any."""
         for glob, share in self.layers.items():
             if fnmatch.fnmatchcase(name, glob):
@@ -274,7 +296,7 @@ class Split(Compression):
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
         """Return what loses least of what costs as the options ask, or the strongest that loses as little."""
         whole, rest = choices[0], choices[1:]
-        name, wanted = site.nodes[0], self._wanted(site.nodes[0])
+        name, wanted = site.nodes[0], self.wanted(site.nodes[0])
         if wanted == 1:
             return Skip(name, "all of it stays")
         if not rest:
@@ -299,11 +321,13 @@ class Split(Compression):
         fitting_ = [choice for choice in rest if choice.error <= error * (1 + 1e-9) + 1e-14]
         if not fitting_:
             mildest = rest[0]
-            return Skip(site.nodes[0], f"rank {mildest.strength:g}, the mildest that pays, loses {mildest.error:.3g}")
+            return Skip(
+                site.nodes[0], f"{self.label(int(mildest.strength))}, the mildest that pays, loses {mildest.error:.3g}"
+            )
         chosen = fitting_[-1]
         if whole.seconds and chosen.seconds >= whole.seconds:
             times = f"{chosen.seconds * 1e6:.3g} us for {whole.seconds * 1e6:.3g}"
-            return Skip(site.nodes[0], f"rank {chosen.strength:g} would take {times} on the target")
+            return Skip(site.nodes[0], f"{self.label(int(chosen.strength))} would take {times} on the target")
         return chosen
 
     def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
@@ -333,7 +357,7 @@ class Split(Compression):
         return fitting.biases(view.model, names, what)
 
     def _allowed(self, site: Site, choices: Sequence[Choice]) -> list[Choice]:
-        wanted = self._wanted(site.nodes[0])
+        wanted = self.wanted(site.nodes[0])
         if wanted is None:
             return list(choices)
         picked = self.pick(site, choices)
@@ -424,7 +448,7 @@ class Split(Compression):
         else:
             fitted = split_fits.to_outputs(self, node, form, rank, data, self.ridge)
             note = f"{fitted.lost:.3g} of the output's power lost, {choice.error:.3g} predicted"
-        label = f"rank {rank} of {self.most(form)}, {note}"
+        label = f"{self.label(rank)} of {self.whole(form)}, {note}"
         label = "; ".join([label, *dict.fromkeys(group.note for group in fitted.groups if group.note)])
         bound = self.bound(node, form, rank) if data is None else None
         try:

@@ -3,7 +3,7 @@
 y = W x + b  becomes  y = A (B x) + b',  W[o, d] ~= A[o, r] B[r, d]; a k x k convolution keeps its kernel, stride, pads
 and dilation in the first factor (r filters), the second is 1 x 1. On calibration data the rank-r weight that loses the
 least output is found in closed form: A the leading eigenvectors of W H W^T, B = A^T W, H the inputs' covariance; the
-mean goes into the bias. Without data H is the identity.
+mean goes into the bias. Without data H is the identity. `rank: evbmf` keeps what stands out of a weight's noise.
 
 Fires:  Gemm, MatMul with one constant matrix, Conv with any kernel and groups (a rank per group); weight plain and read
         once; r (o + d) < o d.
@@ -11,7 +11,7 @@ Error:  E|dy|^2 = the discarded eigenvalues of W H W^T; without data |dy|_2 <= (
         layers and 1 x 1 convolutions, s the singular values from s[0] on, eps the rounding of the weight's type.
 Cost:   o d -> r (o + d) multiply-adds per row, and parameters.
 Source: Denton et al. 2014, arXiv:1404.0736; Xue et al. 2013 (Interspeech); Izenman 1975; Wang et al. 2024,
-        arXiv:2403.07378 (whitening).
+        arXiv:2403.07378 (whitening); Nakajima et al. 2013 (EVBMF).
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from pydantic import Field
 from ccompile.analysis import linear
 from ccompile.core import Array, Choice, Site, Skip
 from ccompile.moments import Layer
-from ccompile.numerics import svd, weighted
-from ccompile.splitting import Factors, LayerPrice, Split
+from ccompile.noise_ranks import NoiseRanked
+from ccompile.numerics import evbmf, svd, weighted
+from ccompile.splitting import Factors, LayerPrice
 from ccompile.stages import Stage
 
 
-class SplitSvd(Split):
+class SplitSvd(NoiseRanked):
     """Options of split-svd: exactly one of keep, error, rank and energy."""
 
     ops: ClassVar[tuple[str, ...]] = ("Gemm", "MatMul", "Conv")
@@ -87,6 +88,10 @@ class SplitSvd(Split):
     def pick(self, site: Site, choices: Sequence[Choice]) -> Choice | Skip:
         """Return what `energy` or the other strengths ask for."""
         return super().pick(site, choices) if self.energy is None else self.within(site, choices, 1 - self.energy)
+
+    def noise_rank(self, W: Array, form: Layer) -> int:
+        """Return the rank that stands out of the noise in W[g, o, d], the greatest of all groups."""
+        return max(evbmf.rank(group) for group in W)
 
     def bound(self, node: ir.Node, form: Layer, rank: int) -> float | None:
         """Return s[r] and what rounding adds, where rows of the input are read once each."""

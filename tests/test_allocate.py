@@ -165,7 +165,7 @@ def test_the_joint_cost_is_that_of_the_graph_cut_and_split_so(what: str, among: 
     curves: list[tuple[Site, Sequence[Choice]]] = [(site, step.choices(site, view)) for site in sites]
     slots = step._slots(curves, what, view)
     cost, rng = JointCost(slots, what, view), np.random.default_rng(0)
-    rows = np.stack([rng.integers(0, len(slot.options), 30) for slot in slots], axis=1)
+    rows = np.stack([rng.integers(0, len(slot.options), 60) for slot in slots], axis=1)
     rows[:, rng.random(len(slots)) < 0.3] = 0
     checked = 0
     for row, predicted in zip(rows, cost(rows), strict=True):

@@ -9,10 +9,19 @@ import pytest
 from calibrated import error, feeds, layers, outputs, skips, weight
 from convolutions import conv, split
 
-from ccompile.passes.split_tucker import SplitTucker
+from ccompile import split_prices
+from ccompile.passes.split_tucker import PAIR, SplitTucker
 
 if TYPE_CHECKING:
-    pass
+    from ccompile.core import Array
+
+
+def planted(o: int, c: int, s: int, r: int) -> Array:
+    """A kernel W[o, c, 3, 3] with input rank r and output rank s."""
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((o, s)), rng.standard_normal((s, r, 3, 3)), rng.standard_normal((r, c))
+    W: Array = np.einsum("os,srij,rc->ocij", *factors)
+    return W
 
 
 @pytest.mark.parametrize("statistics", ["calibration", "weights"])
@@ -41,6 +50,43 @@ def test_the_output_rank_is_in_proportion() -> None:
     form = layers(conv((16, 8, 3, 3), (8, 8)))["conv"]
     step = SplitTucker(keep=0.5)
     assert [step.shapes(form, rank)[1][:2] for rank in (1, 3, 8)] == [(2, 1), (6, 3), (16, 8)]
+
+
+@pytest.mark.parametrize("statistics", ["calibration", "weights"])
+@pytest.mark.parametrize(("s", "r"), [(12, 3), (3, 8)])
+def test_a_share_goes_to_the_planted_pair_of_ranks(s: int, r: int, statistics: str) -> None:
+    """An equal share of both sides, 8 of 16 and 5 of 10, would lose a lot."""
+    model = conv((16, 10, 3, 3), (8, 8), planted(16, 10, s, r))
+    run = split(SplitTucker, model, keep=0.4, statistics=statistics, tolerance={"relative_l2": 1e9})
+    (site,) = run.record.applied
+    output, rank, *_ = weight(run.model, "conv/G").shape
+    assert output >= s
+    assert rank >= r
+    assert site.note.startswith(f"ranks {rank} and {output} of 10 and 16")
+    assert error(run.model, model, feeds(model, seed=9)) < 1e-5
+
+
+@pytest.mark.parametrize("keep", [0.7, 0.5, 0.3])
+def test_a_share_loses_no_more_than_ranks_in_proportion_and_is_used(keep: float) -> None:
+    model = conv((16, 12, 3, 3), (8, 8), strides=[2, 2])
+    run = split(SplitTucker, model, keep=keep, tolerance={"relative_l2": 1e9})
+    step, form = SplitTucker(keep=keep), layers(model)["conv"]
+    positions = tuple(node.macs / np.prod(weight(run.model, node.name).shape) for node in run.price(run.model).nodes)
+    price = split_prices.LayerPrice(next(iter(run.origin.cost.nodes)).macs, 0.0, positions)
+    rank = split_prices.rank_of(step, keep, form, price)
+    even = split(SplitTucker, model, rank=rank, tolerance={"relative_l2": 1e9})
+    losses = [float(r.record.applied[0].note.split(", ")[1].split(" ")[0]) for r in (run, even)]
+    assert losses[0] <= losses[1] * (1 + 1e-3)
+    now = run.price(run.model).report.macs
+    assert even.price(even.model).report.macs <= keep * price.macs
+    assert 0.93 * keep * price.macs < now <= keep * price.macs
+
+
+def test_a_pair_keeps_its_proportion_where_a_cut_has_shrunk_the_layer() -> None:
+    step, form = SplitTucker(keep=0.5), layers(conv((6, 8, 3, 3), (8, 8)))["conv"]
+    ranks = [step.ranks_of(form, code) for code in step.like(4 + PAIR * 8, form)]
+    assert ranks == [(8, 6), (7, 6), (6, 6), (5, 6), (4, 6), (3, 6), (2, 4), (1, 2)]
+    assert all(len(step.shapes(form, code)) == 3 for code in step.like(4 + PAIR * 8, form))
 
 
 def test_the_first_factor_runs_before_the_stride() -> None:

@@ -73,39 +73,39 @@ def fit(
     plain = _data_free(W, rank, output_rank, sweeps)
     if H is None:
         return plain
-    problem = _Problem(W, H, output_rank)
+    problem = Problem(W, H, output_rank)
     states = [problem.solve(B) for B in (plain.B, problem.start(rank))]
     best = min(states, key=lambda state: state.loss)
     return alternate(best, lambda state: problem.sweep(state, steps), lambda s: s.loss, sweeps, tolerance).factors
 
 
 def _data_free(W: Array, rank: int, output_rank: int | None, sweeps: int) -> Bottleneck:
-    B = _leading(W.transpose(1, 0, 2), rank).T
+    B = leading(W.transpose(1, 0, 2), rank).T
     if output_rank is None:
-        return Bottleneck(None, _read(W, B), B)
+        return Bottleneck(None, read(W, B), B)
     start = _rotated(W, B, output_rank)
     energy = float(np.square(W).sum())
 
     def sweep(state: Bottleneck) -> Bottleneck:
         inner = np.tensordot(state.A, W, (0, 0)) if state.A is not None else W
-        return _rotated(W, _leading(inner.transpose(1, 0, 2), rank).T, output_rank)
+        return _rotated(W, leading(inner.transpose(1, 0, 2), rank).T, output_rank)
 
     return alternate(start, sweep, lambda state: energy - float(np.square(state.core).sum()), sweeps, HOOI_TOLERANCE)
 
 
 def _rotated(W: Array, B: Array, output_rank: int) -> Bottleneck:
     """Return the best A and core for an orthonormal B."""
-    read = _read(W, B)
-    A = _leading(read, output_rank)
-    return Bottleneck(A, np.tensordot(A, read, (0, 0)), B)
+    inner = read(W, B)
+    A = leading(inner, output_rank)
+    return Bottleneck(A, np.tensordot(A, inner, (0, 0)), B)
 
 
-def _read(W: Array, B: Array) -> Array:
+def read(W: Array, B: Array) -> Array:
     """Return sum_n W[o, n, t] B[r, n] as [o, r, t]."""
     return np.ascontiguousarray(np.tensordot(W, B, (1, 1)).transpose(0, 2, 1))
 
 
-def _leading(tensor: Array, rank: int) -> Array:
+def leading(tensor: Array, rank: int) -> Array:
     """Return the `rank` leading left singular vectors of tensor[m, ...]."""
     flat: Array = tensor.reshape(len(tensor), -1)
     if flat.shape[1] > 2 * len(flat):
@@ -114,12 +114,15 @@ def _leading(tensor: Array, rank: int) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
+class State:
+    """Factors, what they lose, and what is left of the layer behind their reader: H[r t, r t] of z = B x."""
+
     factors: Bottleneck
     loss: float
+    H: Array
 
 
-class _Problem:
+class Problem:
     """The pieces of one layer that every step needs; `taps[t, n', t', n]` is H with its last tap in front."""
 
     def __init__(self, W: Array, H: Array, output_rank: int | None) -> None:
@@ -129,26 +132,32 @@ class _Problem:
         self.taps = np.ascontiguousarray(tensor.transpose(3, 0, 1, 2))
         self.mean = np.ascontiguousarray(np.trace(tensor, axis1=1, axis2=3)) / self.t
         self.WH = (W.reshape(self.o, -1) @ H).reshape(W.shape)
+        self.power = float(np.vdot(self.WH, W))
 
     def start(self, rank: int) -> Array:
         """Return the best reader if taps were uncorrelated and alike."""
         stacked = self.W.transpose(0, 2, 1).reshape(-1, self.n)
-        return _leading(weighted.decompose(stacked, self.mean)[2][:rank].T, rank).T
+        return leading(weighted.decompose(stacked, self.mean)[2][:rank].T, rank).T
 
-    def solve(self, B: Array) -> _State:
+    def whole(self) -> State:
+        """Return the layer as it is: the reader reads all."""
+        return State(Bottleneck(None, self.W, np.eye(self.n)), 0.0, self.H)
+
+    def solve(self, B: Array) -> State:
         """Return the best factors that share the reader B[r, n]."""
         r, t = len(B), self.t
         H = np.concatenate([(B @ self.taps[tap].reshape(self.n, -1)).reshape(-1, self.n) @ B.T for tap in range(t)], 1)
         H = H.reshape(r, t, t, r).transpose(0, 1, 3, 2).reshape(r * t, r * t)
-        H = (H + H.T) / 2
-        G = refit(H, _read(self.WH, B).reshape(self.o, -1), _read(self.W, B).reshape(self.o, -1), 0.0).W
+        H, C = (H + H.T) / 2, read(self.WH, B).reshape(self.o, -1)
+        G = refit(H, C, read(self.W, B).reshape(self.o, -1), 0.0).W
         if self.output_rank is None:
-            return self._state(Bottleneck(None, G.reshape(self.o, r, t), B))
+            return State(Bottleneck(None, G.reshape(self.o, r, t), B), self._loss(G, H, C), H)
         A, _, core = weighted.decompose(G, H)
         A, core = A[:, : self.output_rank], core[: self.output_rank]
-        return self._state(Bottleneck(A, core.reshape(-1, r, t), B))
+        loss = self._loss(core, H, A.T @ C)
+        return State(Bottleneck(A, core.reshape(-1, r, t), B), loss, H)
 
-    def sweep(self, state: _State, steps: int) -> _State:
+    def sweep(self, state: State, steps: int) -> State:
         """Improve the reader with the other factors fixed, then those."""
         A, core, B = state.factors.A, state.factors.core, state.factors.B
         K = np.tensordot(core, core, (0, 0))
@@ -166,5 +175,6 @@ class _Problem:
         B = B + RELAXATION * (descend(normal, rhs, B, steps, precondition=precondition) - B)
         return self.solve(np.linalg.qr(B.T)[0].T)
 
-    def _state(self, factors: Bottleneck) -> _State:
-        return _State(factors, weighted.loss(self.H, self.W, factors.compose()))
+    def _loss(self, core: Array, H: Array, C: Array) -> float:
+        """Return the loss from what the reader leaves: |W|^2 - 2 <core, C> + <core H, core>, in small matrices."""
+        return max(self.power - float(np.vdot(2 * C - core @ H, core)), 0.0)

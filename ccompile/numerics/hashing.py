@@ -78,10 +78,6 @@ class Hashed(Structure):
         """Return other values."""
         return replace(self, levels=parameters)
 
-    def may_be(self, parameters: Array) -> Array:
-        """Return that all may."""
-        return np.ones(len(parameters), bool)
-
     @property
     def place(self) -> Array:
         """Return the buckets."""

@@ -95,7 +95,7 @@ def test_data_help_a_lot_and_no_random_start_does_much_better(order: Order, seed
     # Any start, then the same sweeps: the optimum is not known, but the prepared start should be among the best.
     turned = np.arange(36).reshape(4, 3, 3).transpose((0, 1, 2) if order == "vertical" else (0, 2, 1)).ravel()
     W = sample.W.reshape(8, 36)[:, turned].reshape(8, 12, 3)
-    problem = bottleneck._Problem(W, sample.H[np.ix_(turned, turned)], None)
+    problem = bottleneck.Problem(W, sample.H[np.ix_(turned, turned)], None)
     for start in range(5):
         B = np.linalg.qr(np.random.default_rng(start).standard_normal((12, 4)))[0].T
         state = problem.solve(B)
