@@ -11,9 +11,9 @@ import onnx_ir as ir
 from ccompile.core import Array
 from ccompile.numerics import hashing
 from ccompile.numerics.hashing import Hash
-from ccompile.storage import NODE, Place
+from ccompile.storage import Place, overhead
 
-NODES = 12  # of the generator
+GENERATOR = overhead(13, 13)  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Generated:
     @property
     def nbytes(self) -> int:
         """Return the bytes of the values and the generator."""
-        return int(self.levels.nbytes) + NODES * NODE
+        return int(self.levels.nbytes) + GENERATOR
 
     def put(self, at: Place) -> ir.Value:
         """Add the values and what picks and signs them."""

@@ -29,7 +29,7 @@ from ccompile import graph
 from ccompile.core import Array
 
 LEVELS = 256  # most values of one codebook
-NODE = 60  # about what a node adds to a file, in bytes: its type and names
+NODE, CONSTANT = 48, 30  # about what a node adds to a file, and a constant beside its data, in bytes
 NATIVE = 21  # the opset with UINT4
 OLDEST = 11  # the opset with BitShift
 
@@ -130,9 +130,23 @@ def bits_of(count: int) -> int:
     return max(1, (count - 1).bit_length())
 
 
+def overhead(nodes: int, constants: int) -> int:
+    """Return about how many bytes nodes and constants add to a file beside data."""
+    return NODE * nodes + CONSTANT * constants
+
+
 def packed_bytes(count: int, bits: int) -> int:
     """Return the bytes of that many codes."""
     return -(-count * bits // 8) if bits in (1, 2, 4, 8) else bits * -(-count // 8)
+
+
+def code_bytes(count: int, bits: int, means: Means | None = None) -> int:
+    """Return the bytes that codes add to a file, with what decodes them (by any `means`: with what all have)."""
+    if bits == 4 and means is not None and means.has_uint4:
+        return packed_bytes(count, bits) + overhead(1, 1)
+    nodes, constants = (2, 2) if bits == 8 else (4, 4) if bits in (1, 2, 4) else (4, 5)
+    is_whole = bits == 8 or not count % (8 // bits if bits in (1, 2, 4) else 8)
+    return packed_bytes(count, bits) + (overhead(nodes, constants) if is_whole else overhead(nodes + 2, constants + 1))
 
 
 def pack(codes: Array, bits: int) -> Array:
@@ -203,11 +217,6 @@ def _code_ops(bits: int, means: Means) -> frozenset[str]:
     return frozenset(plain if bits in (1, 2, 4) else plain | {"MatMulInteger"})
 
 
-def _code_bytes(count: int, bits: int, means: Means) -> int:
-    nodes = 1 if bits == 4 and means.has_uint4 else 2 if bits == 8 else 4 if bits in (1, 2, 4) else 5
-    return packed_bytes(count, bits) + NODE * nodes
-
-
 # ---------------------------------------------------------------------------------------------- forms
 
 
@@ -222,7 +231,7 @@ class Plain:
     @property
     def nbytes(self) -> int:
         """Return the bytes of the array."""
-        return int(self.array.nbytes)
+        return int(self.array.nbytes) + CONSTANT
 
     def put(self, at: Place) -> ir.Value:
         """Add one constant."""
@@ -258,8 +267,9 @@ class Codebook:
     @property
     def nbytes(self) -> int:
         """Return the bytes of codes, levels and nodes."""
-        tables = 1 if self.levels.ndim == 1 else 2
-        return _code_bytes(self.codes.size, self.bits, self.means) + _half(self.levels)[0].nbytes + NODE * (1 + tables)
+        levels, halved = _half(self.levels)
+        nodes, constants = (1, 1) if self.levels.ndim == 1 else (2, 2)
+        return code_bytes(self.codes.size, self.bits, self.means) + levels.nbytes + overhead(nodes + halved, constants)
 
     def put(self, at: Place) -> ir.Value:
         """Add codes and levels, and what looks them up."""
@@ -309,8 +319,12 @@ class Grid:
     @property
     def nbytes(self) -> int:
         """Return the bytes of codes, scales and nodes."""
-        held = self.codes.size * 2 if self.bits == 16 else _code_bytes(self.codes.size, self.bits, self.means)
-        return held + _half(self.scale)[0].nbytes + 6 * NODE
+        scale, halved = _half(self.scale)
+        decoder = overhead(2 + halved + (self.shape != self.codes.shape), 1 + (self.shape != self.codes.shape))
+        if self.is_native:
+            return self.codes.size * self.bits // 8 + CONSTANT + scale.nbytes + decoder
+        pattern = len(self.pattern) * self.scale.itemsize + CONSTANT
+        return code_bytes(self.codes.size, self.bits, self.means) + pattern + scale.nbytes + decoder
 
     def put(self, at: Place) -> ir.Value:
         """Add codes or integers, and scales."""
@@ -352,7 +366,7 @@ class Bitmask:
     @property
     def nbytes(self) -> int:
         """Return the bytes of mask, values and nodes."""
-        return _code_bytes(self.mask.size, 1, Means(OLDEST)) + self.values.nbytes + 8 * NODE
+        return code_bytes(self.mask.size, 1) + self.values.nbytes + overhead(3, 1)  # short names, shared constants
 
     def put(self, at: Place) -> ir.Value:
         """Add the mask and the values, and what counts and gathers."""
@@ -374,7 +388,7 @@ class Sparse:
     @property
     def nbytes(self) -> int:
         """Return the bytes of values and 64-bit indices."""
-        return int(np.count_nonzero(self.array)) * (self.array.itemsize + 8) + NODE
+        return int(np.count_nonzero(self.array)) * (self.array.itemsize + 8) + 2 * CONSTANT
 
     def put(self, at: Place) -> ir.Value:
         """Add the initializer."""

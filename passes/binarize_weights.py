@@ -97,5 +97,5 @@ class BinarizeWeights(Coding):
     def stored(self, form: Layer, strength: float, itemsize: int, zeros: float) -> float:
         """Return the bytes of codes and scales."""
         part = self.slices(form)
-        held = storage.packed_bytes(math.prod(part.shape), storage.bits_of(int(strength)))
-        return held + part.a * part.c * (2 if part.a * part.c > 1 else itemsize) + 7 * storage.NODE
+        held = storage.code_bytes(math.prod(part.shape), storage.bits_of(int(strength))) + strength * itemsize
+        return held + part.a * part.c * (2 if part.a * part.c > 1 else itemsize) + storage.overhead(5, 3)

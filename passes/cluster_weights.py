@@ -115,7 +115,10 @@ class ClusterWeights(Coding):
         """Return the bytes of codes and tables."""
         part = self.slices(form)
         count, bits = math.prod(part.shape), storage.bits_of(int(strength))
-        tables = part.a * part.c * strength * (2 if part.a * part.c > 1 else itemsize)
-        plain = storage.packed_bytes(count, bits)
-        masked = count / 8 + storage.packed_bytes(round(count * (1 - zeros)), bits) if zeros else math.inf
-        return min(plain, masked) + tables + 4 * storage.NODE
+        several = part.a * part.c > 1
+        tables = part.a * part.c * strength * (2 if several else itemsize)
+        plain = storage.code_bytes(count, bits) + tables + storage.overhead(3 if several else 1, 2 if several else 1)
+        if not zeros or several:  # behind a mask the tables of slices would no longer fit
+            return plain
+        left = storage.code_bytes(round(count * (1 - zeros)) + 1, bits) + storage.overhead(1, 1)
+        return min(plain, storage.code_bytes(count, 1) + left + tables + storage.overhead(3, 1))

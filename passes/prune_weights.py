@@ -174,7 +174,8 @@ class PruneWeights(Coding):
         """Return the bytes of a mask and what is left, or of a sparse initializer."""
         count = form.groups * form.out * form.columns
         left = count * (1 - max(strength, zeros))
-        return min(count / 8 + left * itemsize + 12 * storage.NODE, left * (itemsize + 8) + storage.NODE)
+        mask = storage.code_bytes(count, 1) + storage.overhead(3, 2)
+        return min(mask + left * itemsize, left * (itemsize + 8) + 2 * storage.CONSTANT)
 
     def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
         """Share weights out over all layers, spend a budget, or pick layer by layer."""

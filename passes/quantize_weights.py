@@ -124,8 +124,8 @@ class QuantizeWeights(Coding):
 
     def stored(self, form: Layer, strength: float, itemsize: int, zeros: float) -> float:
         """Return the bytes of integers and scales."""
-        part = self.slices(form)
-        held = (
-            math.prod(part.shape) * 2 if strength == 16 else storage.packed_bytes(math.prod(part.shape), int(strength))
-        )
-        return held + part.a * part.c * (2 if part.a * part.c > 1 else itemsize) + 5 * storage.NODE
+        part, bits = self.slices(form), int(strength)
+        scales, count = part.a * part.c * (2 if part.a * part.c > 1 else itemsize), math.prod(part.shape)
+        if bits in (8, 16):
+            return count * bits // 8 + scales + storage.overhead(4, 3)
+        return storage.code_bytes(count, bits) + (1 << bits) * itemsize + scales + storage.overhead(5, 3)

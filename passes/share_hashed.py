@@ -23,10 +23,10 @@ from ccompile.analysis import linear
 from ccompile.coding import Coding, Fitted
 from ccompile.core import Array, Budget, Share
 from ccompile.fitting import Metric
-from ccompile.hashed import NODES, Generated
+from ccompile.hashed import GENERATOR, Generated
 from ccompile.moments import Layer
 from ccompile.numerics import codebooks, hashing
-from ccompile.storage import NODE, Form
+from ccompile.storage import Form
 
 KEPT = (0.5, 0.25, 0.125, 0.0625, 0.03125)  # values per weight that a curve tells
 
@@ -90,4 +90,4 @@ class ShareHashed(Coding):
 
     def stored(self, form: Layer, strength: float, itemsize: int, zeros: float) -> float:
         """Return the bytes of the values and the generator."""
-        return self._hash(form, strength).k * itemsize + NODES * NODE
+        return self._hash(form, strength).k * itemsize + GENERATOR

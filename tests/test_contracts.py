@@ -44,8 +44,8 @@ OPTIONS: dict[str, dict[str, object]] = {
 # Passes that find nothing to do in a net of the zoo; every other pair must act, or the net tests nothing.
 IDLE = {
     "binarize-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
-    "cluster-weights": {"capturing", "half", "quantised", "shared_weights"},
-    "share-hashed": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
+    "cluster-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
+    "share-hashed": {"capturing", "half", "open", "quantised", "shared_weights", "upsampling"},
     "prune-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
     "quantize-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
     "split-biclusters": {"mlp", "quantised", "shared_weights", "transformer", "upsampling"},

@@ -94,7 +94,7 @@ def test_gather_elements(shape: tuple[int, ...], seed: int) -> None:
 
 
 @given(SHAPES, SEEDS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_slice(shape: tuple[int, ...], seed: int) -> None:
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, len(shape) + 1))
@@ -165,20 +165,28 @@ def test_integer_products_spread_over_planes() -> None:
     check("MatMulInteger", np.array([[1, 2, 4]], np.uint8)[None], drawn(0, (8, 3, 5), "uint8") & 1)
 
 
-def test_a_product_of_two_constants() -> None:
-    check("Mul", drawn(0, (3, 1, 4)), drawn(1, (2, 1)))
+@pytest.mark.parametrize("op", ["Mul", "Add"])
+def test_products_and_sums_of_constants(op: str) -> None:
+    check(op, drawn(0, (3, 1, 4)), drawn(1, (2, 1)))
 
 
-@pytest.mark.parametrize(("op", "kind"), [("Mul", "float32"), ("Mod", "int64")])
+@pytest.mark.parametrize(("first", "end", "step"), [(0, 7, 1), (5, -4, -3), (2, 2, 1), (3, 1, 1), (-9, 0, 4)])
+@pytest.mark.parametrize("kind", ["int32", "int64", "float32"])
+def test_ranges(first: int, end: int, step: int, kind: str) -> None:
+    check("Range", *(np.array(number, kind) for number in (first, end, step)))
+
+
+@pytest.mark.parametrize(("op", "kind"), [("Mul", "float32"), ("Add", "int64"), ("Mod", "int64")])
 def test_scalars_are_arrays_without_axes(op: str, kind: str) -> None:
     assert check(op, np.array(7, kind), np.array(4, kind)).shape == ()
 
 
-@pytest.mark.parametrize(
-    "op", ["Gather", "GatherElements", "Mul", "Mod", "BitShift", "Slice", "MatMulInteger", "CumSum"]
-)
+OPS = ["Gather", "GatherElements", "Mul", "Add", "Range", "Mod", "BitShift", "Slice", "MatMulInteger", "CumSum"]
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_what_depends_on_an_input_is_no_constant(op: str) -> None:
-    count = 3 if op == "Slice" else 2
+    count = 3 if op in ("Slice", "Range") else 2
     for open_ in range(count):
         names = [f"in{index}" for index in range(count)]
         attributes = {"direction": "LEFT"} if op == "BitShift" else {}

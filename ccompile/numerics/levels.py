@@ -55,8 +55,8 @@ class Structure:
         raise NotImplementedError
 
     def may_be(self, parameters: Array) -> Array:
-        """Return which parameters may become these; the others stay as they are."""
-        raise NotImplementedError
+        """Return which parameters may become these, all unless a structure knows better; the others stay."""
+        return np.ones(parameters.shape, bool)
 
     @property
     def place(self) -> Array:
