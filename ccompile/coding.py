@@ -17,16 +17,17 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import cropping, fitting, graph, impacts, opsets, storage
+from ccompile import cropping, decoding, fitting, graph, impacts, opsets, storage
 from ccompile.analysis import linear
 from ccompile.core import Array, Budget, Chain, Choice, Compression, Kind, Site, Skip, View
+from ccompile.decoding import Form, Means, Sliced
 from ccompile.errors import PassError
 from ccompile.fitting import Goal, Metric, Was
+from ccompile.forms import Grid
 from ccompile.moments import Layer
 from ccompile.numerics import allocation, codebooks
 from ccompile.numerics.codebooks import Scope
 from ccompile.numerics.levels import Scaled
-from ccompile.storage import Form, Grid, Means, Sliced
 
 PROBES = 3  # strengths at which a layer's impact on the outputs is measured
 FEWEST = 64  # weights of a layer below which no form of fewer bytes is thought of
@@ -166,8 +167,8 @@ class Coding(Compression):
             return "its weight is not finite"
         if weight.size < FEWEST:
             return f"{weight.size} weights are too few for a smaller form"
-        if _opset(view) < storage.OLDEST:
-            return f"codes need opset {storage.OLDEST}, and the model has {_opset(view)}"
+        if _opset(view) < decoding.OLDEST:
+            return f"codes need opset {decoding.OLDEST}, and the model has {_opset(view)}"
         if self.statistics == "calibration" and (reason := fitting.refusal(node, form)):
             return f"{reason}: `statistics: weights` codes it"
         return self.unfit(form)
@@ -321,8 +322,8 @@ class Coding(Compression):
         chosen = {site.nodes[0]: (site, choice) for site, choice in plan}
         if not chosen:
             return []
-        if view.target.holds("uint4") and view.target.newest >= storage.NATIVE:
-            opsets.raise_to(view.model, storage.NATIVE)  # where it can be: codes of 4 bits then need no unpacking
+        if view.target.holds("uint4") and view.target.newest >= decoding.NATIVE:
+            opsets.raise_to(view.model, decoding.NATIVE)  # where it can be: codes of 4 bits then need no unpacking
         was, before = fitting.forms(view.model), graph.copy(view.model)
         chain = view.calibration().chain(view.model, before) if self.statistics == "calibration" else None
         found: list[Site] = []

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ccompile.core import Array
+from ccompile.decoding import Place, overhead
 from ccompile.numerics import hashing
 from ccompile.numerics.hashing import Hash
-from ccompile.storage import Place, overhead
 
 GENERATOR = overhead(13, 13)  # bytes
 

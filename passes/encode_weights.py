@@ -18,9 +18,10 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import graph, opsets, storage
+from ccompile import decoding, graph, opsets, storage
 from ccompile.core import Kind, PassResult, Rewrite, Site, Skip, View
-from ccompile.storage import Means, Plain, Sliced
+from ccompile.decoding import Means, Sliced
+from ccompile.forms import Plain
 
 
 class EncodeWeights(Rewrite):
@@ -32,8 +33,8 @@ class EncodeWeights(Rewrite):
 
     def run(self, view: View) -> PassResult:
         """Look at every initializer that nodes of the main graph read."""
-        if view.target.holds("uint4") and view.target.newest >= storage.NATIVE:
-            opsets.raise_to(view.model, storage.NATIVE)
+        if view.target.holds("uint4") and view.target.newest >= decoding.NATIVE:
+            opsets.raise_to(view.model, decoding.NATIVE)
         means = Means(view.graph.opset_imports.get("", 1), view.target.runs, view.target.holds("uint4"))
         applied, skipped = [], []
         for value in list(view.graph.initializers.values()):

@@ -22,11 +22,11 @@ from pydantic import Field, model_validator
 from ccompile.analysis import linear
 from ccompile.coding import Coding, Fitted
 from ccompile.core import Array, Budget, Share
+from ccompile.decoding import Form
 from ccompile.fitting import Metric
 from ccompile.hashed import GENERATOR, Generated
 from ccompile.moments import Layer
 from ccompile.numerics import codebooks, hashing
-from ccompile.storage import Form
 
 KEPT = (0.5, 0.25, 0.125, 0.0625, 0.03125)  # values per weight that a curve tells
 

@@ -15,8 +15,9 @@ from builders import Net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccompile import graph, storage
-from ccompile.storage import Bitmask, Codebook, Form, Grid, Means, Plain, Sliced, Sparse
+from ccompile import decoding, forms, graph, storage
+from ccompile.decoding import Form, Means, Sliced
+from ccompile.forms import Bitmask, Codebook, Grid, Plain, Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ccompile.core import Array
 
 OPSETS = [11, 13, 18, 21]
-TINY = storage.overhead(1, 1)
+TINY = decoding.overhead(1, 1)
 
 
 def model_of(array: Array, opset: int) -> ir.Model:
@@ -120,13 +121,13 @@ def test_codes_of_any_number(count: int, bits: int, seed: int) -> None:
     model = model_of(np.zeros(1, np.float32), 13)
     node = graph.node_named(model.graph, "layer")
     for to in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
-        place = storage.Place(node, Means(13))
-        value = storage.unpacked(place, codes, bits, (count,), to)
+        place = decoding.Place(node, Means(13))
+        value = decoding.unpacked(place, codes, bits, (count,), to)
         found = graph.constant(value)
         assert found is not None
         assert found.dtype == (np.int32 if to == onnx.TensorProto.INT32 else np.int64)
         assert found.tolist() == codes.tolist()
-    assert storage.pack(codes, bits).size == storage.packed_bytes(count, bits)
+    assert decoding.pack(codes, bits).size == decoding.packed_bytes(count, bits)
 
 
 PARTS = [
@@ -178,7 +179,7 @@ def test_levels_that_are_halves_are_stored_as_halves() -> None:
 def test_minus_zero_is_a_half_too() -> None:
     levels = np.arange(64, dtype=np.float32).reshape(1, 64, 1)
     levels[0, 0] = -0.0
-    half, halved = storage._half(levels)
+    half, halved = forms._half(levels)
     assert halved
     assert half.dtype == np.float16
     assert np.signbit(half[0, 0, 0])
