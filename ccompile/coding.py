@@ -267,9 +267,25 @@ class Coding(Compression):
             return super().plan(curves, view)
         assert view.costs is not None
         ((_, share),) = self.budget.given
-        costs = [np.array([choice.stored_bytes for choice in choices]) for _, choices in curves]
-        now = view.costs.report(view.model).stored_bytes - sum(float(cost[0]) for cost in costs)
-        return self.spend(curves, costs, share * view.costs.source.stored_bytes - now, view)
+        now = view.costs.report(view.model).stored_bytes - sum(choices[0].stored_bytes for _, choices in curves)
+        allowed = [(site, self._allowed(site, choices)) for site, choices in curves]
+        costs = [np.array([choice.stored_bytes for choice in choices]) for _, choices in allowed]
+        limit = share * view.costs.source.stored_bytes - now - self._reserve([site for site, _ in curves], view)
+        return self.spend(allowed, costs, limit, view)
+
+    def _allowed(self, site: Site, choices: Sequence[Choice]) -> Sequence[Choice]:
+        """Return the choices that a budget has: what the options give a layer, or all."""
+        if self.wanted(site.nodes[0]) is None:
+            return choices
+        picked = self.pick(site, choices)
+        return [picked if isinstance(picked, Choice) else choices[0]]
+
+    def _reserve(self, sites: Sequence[Site], view: View) -> float:
+        """Return what biases may store that fits give to layers without."""
+        if self.statistics == "weights":
+            return 0.0
+        names = fitting.forms(view.model) if self.refit else [site.nodes[0] for site in sites]
+        return fitting.biases(view.model, names, "stored_bytes")
 
     def spend(
         self, curves: Sequence[tuple[Site, Sequence[Choice]]], costs: Sequence[Array], limit: float, view: View
