@@ -147,7 +147,7 @@ _INDEX_TYPES = frozenset(
 )
 
 
-# Where the codes are among the inputs of what decodes them, as `storage.unpacked` writes it.
+# Where the codes are among the inputs of what decodes them, as `decoding.unpacked` writes it.
 _DECODING = {"Cast": 0, "Reshape": 0, "Identity": 0, "Slice": 0, "BitShift": 0, "Mod": 0, "MatMulInteger": 1}
 _LOOKUPS = ("Gather", "GatherElements")
 

@@ -17,16 +17,17 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import fitting, graph, impacts, opsets, storage
+from ccompile import cropping, decoding, fitting, graph, impacts, opsets, storage
 from ccompile.analysis import linear
 from ccompile.core import Array, Budget, Chain, Choice, Compression, Kind, Site, Skip, View
+from ccompile.decoding import Form, Means, Sliced
 from ccompile.errors import PassError
 from ccompile.fitting import Goal, Metric, Was
+from ccompile.forms import Grid
 from ccompile.moments import Layer
 from ccompile.numerics import allocation, codebooks
 from ccompile.numerics.codebooks import Scope
 from ccompile.numerics.levels import Scaled
-from ccompile.storage import Form, Grid, Means, Sliced
 
 PROBES = 3  # strengths at which a layer's impact on the outputs is measured
 FEWEST = 64  # weights of a layer below which no form of fewer bytes is thought of
@@ -123,6 +124,15 @@ class Coding(Compression):
         assert isinstance(found, Sliced)
         return found
 
+    def form_of(self, form: Layer, strength: float, plain: Array) -> Form | None:
+        """Return how a fitted weight, as stored, can be written that only the pass knows; None for no such way."""
+        return None
+
+    @property
+    def crops(self) -> bool:
+        """Return whether outer taps of a kernel that are zero go."""
+        return False
+
     @property
     def keeps_zeros(self) -> bool:
         """Return whether weights that are zero stay so."""
@@ -157,8 +167,8 @@ class Coding(Compression):
             return "its weight is not finite"
         if weight.size < FEWEST:
             return f"{weight.size} weights are too few for a smaller form"
-        if _opset(view) < storage.OLDEST:
-            return f"codes need opset {storage.OLDEST}, and the model has {_opset(view)}"
+        if _opset(view) < decoding.OLDEST:
+            return f"codes need opset {decoding.OLDEST}, and the model has {_opset(view)}"
         if self.statistics == "calibration" and (reason := fitting.refusal(node, form)):
             return f"{reason}: `statistics: weights` codes it"
         return self.unfit(form)
@@ -257,9 +267,25 @@ class Coding(Compression):
             return super().plan(curves, view)
         assert view.costs is not None
         ((_, share),) = self.budget.given
-        costs = [np.array([choice.stored_bytes for choice in choices]) for _, choices in curves]
-        now = view.costs.report(view.model).stored_bytes - sum(float(cost[0]) for cost in costs)
-        return self.spend(curves, costs, share * view.costs.source.stored_bytes - now, view)
+        now = view.costs.report(view.model).stored_bytes - sum(choices[0].stored_bytes for _, choices in curves)
+        allowed = [(site, self._allowed(site, choices)) for site, choices in curves]
+        costs = [np.array([choice.stored_bytes for choice in choices]) for _, choices in allowed]
+        limit = share * view.costs.source.stored_bytes - now - self._reserve([site for site, _ in curves], view)
+        return self.spend(allowed, costs, limit, view)
+
+    def _allowed(self, site: Site, choices: Sequence[Choice]) -> Sequence[Choice]:
+        """Return the choices that a budget has: what the options give a layer, or all."""
+        if self.wanted(site.nodes[0]) is None:
+            return choices
+        picked = self.pick(site, choices)
+        return [picked if isinstance(picked, Choice) else choices[0]]
+
+    def _reserve(self, sites: Sequence[Site], view: View) -> float:
+        """Return what biases may store that fits give to layers without."""
+        if self.statistics == "weights":
+            return 0.0
+        names = fitting.forms(view.model) if self.refit else [site.nodes[0] for site in sites]
+        return fitting.biases(view.model, names, "stored_bytes")
 
     def spend(
         self, curves: Sequence[tuple[Site, Sequence[Choice]]], costs: Sequence[Array], limit: float, view: View
@@ -312,8 +338,8 @@ class Coding(Compression):
         chosen = {site.nodes[0]: (site, choice) for site, choice in plan}
         if not chosen:
             return []
-        if view.target.holds("uint4") and view.target.newest >= storage.NATIVE:
-            opsets.raise_to(view.model, storage.NATIVE)  # where it can be: codes of 4 bits then need no unpacking
+        if view.target.holds("uint4") and view.target.newest >= decoding.NATIVE:
+            opsets.raise_to(view.model, decoding.NATIVE)  # where it can be: codes of 4 bits then need no unpacking
         was, before = fitting.forms(view.model), graph.copy(view.model)
         chain = view.calibration().chain(view.model, before) if self.statistics == "calibration" else None
         found: list[Site] = []
@@ -349,11 +375,13 @@ class Coding(Compression):
             lost = fitting.lost(first.moments, fitted.weight, goal.bias(fitted.weight))
             bias = None if form.op == "MatMul" else goal.bias(fitted.weight)
             note = f"{lost:.3g} of the output's power lost, {choice.error:.3g} predicted"
-        small = self._store(node, form, fitted, bias, _means(view))
+        small = self._store(node, form, choice.strength, fitted, bias, _means(view))
         label = "; ".join(text for text in (f"{self.label(choice.strength)}, {note}", fitted.note, small.name) if text)
         return Site((form.name,), label, site.input, site.output)
 
-    def _store(self, node: ir.Node, form: Layer, fitted: Fitted, bias: Array | None, means: Means) -> Form:
+    def _store(
+        self, node: ir.Node, form: Layer, strength: float, fitted: Fitted, bias: Array | None, means: Means
+    ) -> Form:
         """Give the node its weight in the smallest form, and its bias."""
         if "alpha" in node.attributes:
             node.attributes.pop("alpha")  # the fitted weight has it in it
@@ -363,11 +391,23 @@ class Coding(Compression):
             raise PassError(str(error), hint="Leave the layer alone with `skip`.") from error
         plain = graph.constant(node.inputs[form.weight])
         assert plain is not None
+        if self.crops and cropping.crop(node):
+            return _encoded(node, means)
         part = self.slices(form)
         grid = None if fitted.grid is None else _grid(form, fitted.grid, part, plain, means)
-        small = storage.smallest(plain, means, [part], [] if grid is None else [grid])
+        more = [each for each in (grid, self.form_of(form, strength, plain)) if each is not None]
+        small = storage.smallest(plain, means, [part], more)
         storage.replace_weight(node, form.weight, small, means)
         return small
+
+
+def _encoded(node: ir.Node, means: Means) -> Form:
+    """Give a convolution whose shape has changed its weight in the smallest form."""
+    weight = graph.constant(node.inputs[1])
+    assert weight is not None
+    small = storage.smallest(weight, means)
+    storage.replace_weight(node, 1, small, means)
+    return small
 
 
 def _free(W: Array) -> Array | None:
@@ -390,11 +430,16 @@ def scaled(parts: Sequence[Scaled], metrics: Sequence[Metric], form: Layer) -> F
     scale = parts[0].scale
     blocks = scale if scale.size == 1 else scale.reshape(form.groups, form.out, -1)
     grid = Pattern(
-        np.stack([part.code for part in parts]),
+        np.stack([_codes(part) for part in parts]),
         parts[0].pattern,
         blocks.reshape(*(1,) * (3 - blocks.ndim), *blocks.shape),
     )
-    return Fitted(np.stack([part.values for part in parts]), lost, grid=None if parts[0].mask is not None else grid)
+    return Fitted(np.stack([part.values for part in parts]), lost, grid=grid)
+
+
+def _codes(part: Scaled) -> Array:
+    """Return the codes, where an entry is held at zero that of the pattern's 0 (where it has none, no grid fits)."""
+    return part.code if part.mask is None else np.where(part.mask, part.code, np.abs(part.pattern).argmin())
 
 
 def sliced(form: Layer, scope: Scope, columns: int = 0) -> Sliced | str:

@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 from ccompile.declaration import Declaration
 from ccompile.errors import PassError
 from ccompile.executor import Executor, InProcess
-from ccompile.moments import ChannelMoments, Layer, Moments
+from ccompile.moments import ChannelMoments, Layer, Moments, Spread
 from ccompile.selectors import Facts, SelectorOption
-from ccompile.tolerance import Tolerance
+from ccompile.tolerance import Comparison, Tolerance
 
 Array = npt.NDArray[Any]
 Kind = Literal["exact", "bounded", "lossy"]
@@ -170,6 +170,14 @@ class Statistics(Protocol):
         """
         ...
 
+    def spreads(self, model: ir.Model, axes: Mapping[str, int | None]) -> Mapping[str, Spread]:
+        """Return how the named values of one graph are distributed, with their means along an axis each, if any."""
+        ...
+
+    def held_out(self, model: ir.Model, base: ir.Model) -> Comparison:
+        """Return the outputs of a graph against those of another, on the batches that no other statistic has seen."""
+        ...
+
 
 class Costs(Protocol):
     """What passes may learn about cost on the target; shares in a spec are of `source`."""
@@ -185,6 +193,10 @@ class Costs(Protocol):
 
     def nodes(self, model: ir.Model) -> Mapping[str, tuple[int, float]]:
         """Return (MACs, estimated seconds) of each top-level node, by name."""
+        ...
+
+    def coding(self, model: ir.Model, values: Iterable[str]) -> Mapping[str, float]:
+        """Return the estimated seconds of turning each value into codes of a byte, or back, in a node of its own."""
         ...
 
 

@@ -17,7 +17,8 @@ moved_bytes  What nodes read and write, weights included. Views move nothing; Ga
 peak_activation_bytes  Largest sum of live non-constant tensors in node order: graph inputs to their last use, outputs
     to the end. Views share memory; no other op works in place.
 seconds  Sum over nodes of max(MACs or elements / rate, moved / bandwidth) + overhead. Channels are rounded up to what
-    the target computes. Constant nodes cost nothing, views and shapes their overhead. Layout changes are not modelled.
+    the target computes; a dense op on integers also brings each output to its grid, at twice the elementwise rate.
+    Constant nodes cost nothing, views and shapes their overhead. Layout changes are not modelled.
 
 Nodes in the target's `fused` vanish where cost_fusion says so; they and the tensor between cost nothing. Where a shape
 is not known, no work and no memory of that node counts, and a note says so.
@@ -178,9 +179,13 @@ class _Pricer:
         moved = self._moved(node, types, fusion)
         linear = LINEAR.get(node.op_type)
         if linear is not None:
-            work, dtype = linear.work(call), self._dtype(node, types, fusion)
-            macs, computed = work.macs, work.computed(self.target.step(dtype))
+            dtype = self._dtype(node, types, fusion)
+            step = self.target.step(dtype)
+            work = linear.work(call).at(step)
+            macs, computed = work.macs, work.computed(step)
             busy = computed / self.target.rate(work.kind, dtype)
+            if node in fusion.integer and work.kind not in ("depthwise", "ragged"):  # their rates hold it
+                busy += math.prod(outputs[0].static or ()) / (2 * self.target.rate("elementwise", "int8"))
         else:
             sizes = [math.prod(known.static or ()) for known in (*inputs, *outputs) if known is not None]
             dtype = "int8" if node in fusion.integer else dtype_name(outputs[0].dtype or ir.DataType.FLOAT)

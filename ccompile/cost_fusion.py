@@ -5,8 +5,8 @@ What vanishes is the target's `fused`:
 * a DequantizeLinear whose readers all compute on integers, or which only feeds constant weights to MatMuls (the runtime
   then multiplies with the packed weight);
 * a QuantizeLinear after a node that computes on integers.
-A node computes on integers when it is linear and both operands come through DequantizeLinear, or when every operand
-does and only QuantizeLinear reads it.
+A node computes on integers when it is linear and both operands come through DequantizeLinear, or when it is one of
+INTEGER, every operand does and only QuantizeLinear reads it.
 Source: ONNX Runtime's graph optimisations and QDQ selectors, simplified; reference/kernels_onnxruntime_cpu.md.
 """
 
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from ccompile.cost_weights import Constants
 
 _ENCODERS = ("QuantizeLinear", "DequantizeLinear")
+# Ops without weights that have an integer kernel, or that the runtime lets work on the integers themselves.
+INTEGER = frozenset(
+    {
+        *("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax", "Where"),
+        *("MaxPool", "Transpose", "Slice", "Split", "Gather", "Expand", "Resize", "DepthToSpace", "ReduceMax"),
+    }
+)
 
 
 class Fusion:
@@ -97,6 +104,8 @@ class Fusion:
         if linear is not None:
             operands = [node.inputs[at] for at in (linear.input, linear.weight) if at < len(node.inputs)]
             return len(operands) == 2 and all(map(_is_decoded, operands))
+        if node.op_type not in INTEGER:
+            return False
         moving = [value for value in node.inputs if value is not None and not self._constants.is_folded(value)]
         return bool(moving) and all(map(_is_decoded, moving)) and all(_only_encoded(value) for value in node.outputs)
 

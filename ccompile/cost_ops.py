@@ -8,7 +8,7 @@ also to what `pads` crops. Recurrent gates, softmax and scales are not MACs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ccompile import graph
@@ -37,13 +37,17 @@ class Work:
         """Return the multiply-accumulates."""
         return self.rows * self.groups * self.ins * self.outs
 
+    def at(self, step: Step) -> Work:
+        """Return the work as a machine with these multiples runs it: depthwise channels that are none are ragged."""
+        return replace(self, kind="ragged") if self.kind == "depthwise" and self.groups % step.out_channels else self
+
     def computed(self, step: Step) -> int:
         """Return the MACs that a machine computes which rounds channels up to multiples; depthwise ones by group.
 
         >>> Work("conv", 10, 1, 64, 49).computed(Step(in_channels=4, out_channels=16)) == 10 * 64 * 64
         True
         """
-        if self.kind == "depthwise":
+        if self.kind in ("depthwise", "ragged"):
             return self.rows * round_up_to(self.groups, step.out_channels) * self.ins * self.outs
         ins, outs = round_up_to(self.ins, step.in_channels), round_up_to(self.outs, step.out_channels)
         return self.rows * self.groups * ins * outs

@@ -73,6 +73,7 @@ class SparseTensor(ir.LazyTensor):
             dense[tuple(indices.T)] = values
         else:
             dense.reshape(-1)[indices] = values
+        dense.flags.writeable = False
         return ir.Tensor(dense, name=self.name)
 
 
@@ -399,7 +400,7 @@ def constant(value: ir.Value | None) -> Array | None:
     if stored_chain(value) is None:
         return None
     found = SEE_THROUGH[node.op_type](node, [constant(operand) for operand in node.inputs])
-    return None if found is None else _read_only(found)
+    return None if found is None else _read_only(np.asarray(found))  # of 0-d arrays numpy makes scalars
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -535,16 +536,19 @@ def add_node(
     inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, Attribute] | None = None,
     *,
-    before: ir.Node,
+    before: ir.Node | None = None,
+    after: ir.Node | None = None,
     base: str,
 ) -> ir.Node:
-    """Insert a node of the default domain before another, with a fresh name and one fresh output."""
-    graph = before.graph
+    """Insert a node of the default domain before or after another, with a fresh name and one fresh output."""
+    beside = before or after
+    assert beside is not None
+    graph = beside.graph
     assert isinstance(graph, ir.Graph)
     name = fresh_name(graph, base)
     results = [ir.Value(name=fresh_name(graph, f"{name}_out"))]
     node = ir.node(op_type, inputs=inputs, attributes=dict(attributes or {}), outputs=results, name=name)
-    graph.insert_before(before, node)
+    (graph.insert_before if before is not None else graph.insert_after)(beside, node)
     return node
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ccompile.numerics.ranges import Histogram
+
 Array = npt.NDArray[Any]
 
 
@@ -184,3 +186,31 @@ class Moments:
         xx, yx = x.transpose(0, 2, 1) @ x, y.transpose(0, 2, 1) @ x
         self.xx = xx if self.xx is None else self.xx + xx
         self.yx = yx if self.yx is None else self.yx + yx
+
+
+@dataclass
+class Spread:
+    """How the elements of one value are distributed, and their means per index of `axis` (None: not wanted)."""
+
+    axis: int | None = None
+    histogram: Histogram = field(default_factory=Histogram)
+    count: int = 0  # per index
+    sums: Array = field(default_factory=lambda: np.zeros(0))
+    rank: int = 0
+
+    def add(self, x: Array) -> None:
+        """Add a batch."""
+        self.histogram.add(x)
+        self.rank = x.ndim
+        if self.axis is None:
+            return
+        others = tuple(axis for axis in range(x.ndim) if axis != self.axis % x.ndim)
+        sums = x.sum(others, dtype=np.float64)
+        self.sums = self.sums + sums if self.count else sums
+        self.count += x.size // max(len(sums), 1)
+
+    @property
+    def mean(self) -> Array:
+        """Return the means along the axis."""
+        found: Array = self.sums / max(self.count, 1)
+        return found

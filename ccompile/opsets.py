@@ -12,7 +12,7 @@ FLOOR = 18  # below, ops took what are inputs now as attributes
 
 # Ops that only took more element types, or an attribute whose default is what they did, between FLOOR and 21.
 WIDENED = frozenset(
-    "AveragePool Cast CastLike Constant ConstantOfShape DeformConv DequantizeLinear Equal Flatten Identity If "
+    "AveragePool Cast CastLike Constant ConstantOfShape DequantizeLinear Equal Flatten Identity If "
     "IsInf IsNaN Loop Pad QLinearMatMul QuantizeLinear ReduceMax ReduceMin Reshape Resize Scan Shape Size Squeeze "
     "Transpose Unsqueeze".split()
 )
@@ -27,7 +27,11 @@ def raise_to(model: ir.Model, version: int) -> str:
     if now < FLOOR:
         return f"opset {now} is older than {FLOOR}"
     for node in _nodes(model):
-        if node.op_identifier() in model.functions or not _changed(node.op_type, now, version):
+        if node.op_identifier() in model.functions:
+            continue
+        if not onnx.defs.has(node.op_type, now, ""):
+            return f"{node.op_type} is no operator of opset {now}"
+        if not _changed(node.op_type, now, version):
             continue
         if node.op_type not in WIDENED:
             return f"{node.op_type} is not the same in opset {version}"

@@ -463,6 +463,21 @@ class _Costs:
         """Return (MACs, estimated seconds) of each top-level node, by name."""
         return {node.name: (node.macs, node.seconds) for node in self.run.price(model).nodes}
 
+    def coding(self, model: ir.Model, values: Iterable[str]) -> Mapping[str, float]:
+        """Return the estimated seconds of turning each value into codes of a byte, or back, in nodes of their own.
+
+        Images also change their layout, twice: integer convolutions have channels last, float ones have them in blocks,
+        and the rest first.
+        """
+        types, target = self.run.types_of(model), self.run.request.spec.target
+        shapes = {name: types[name].static or () for name in values}
+        rate, overhead = target.rate("elementwise", "float32"), target.node_overhead_us * 1e-6
+        found = {}
+        for name, shape in shapes.items():
+            size, nodes = math.prod(shape), 3 if len(shape) > 3 else 1
+            found[name] = nodes * (max(size / rate, target.seconds_to_move(5 * size)) + overhead)
+        return found
+
 
 def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]:
     """Return the metrics that the gates name; with labels and none named, top1 where an output has scores."""

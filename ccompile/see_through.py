@@ -95,6 +95,17 @@ def _multiply(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
     return None if arrays[0] is None or arrays[1] is None else np.multiply(arrays[0], arrays[1])
 
 
+def _add(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
+    return None if arrays[0] is None or arrays[1] is None else np.add(arrays[0], arrays[1])
+
+
+def _range(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
+    if any(array is None for array in arrays):
+        return None
+    first, end, step = (array.reshape(()).item() for array in arrays if array is not None)
+    return np.arange(first, end, step, dtype=arrays[0].dtype)  # type: ignore[union-attr]
+
+
 def _modulo(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
     if arrays[0] is None or arrays[1] is None:
         return None
@@ -122,7 +133,7 @@ def _slice(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
     part = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes or range(len(starts)), starts, ends, steps, strict=True):
         size = data.shape[axis]
-        part[axis] = slice(start, None if step < 0 and end < -size else end, step)
+        part[axis] = slice(max(start, -size), None if step < 0 and end < -size else end, step)
     return data[tuple(part)]
 
 
@@ -163,6 +174,8 @@ SEE_THROUGH: dict[str, Callable[[ir.Node, Sequence[Array | None]], Array | None]
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "Mul": _multiply,
+    "Add": _add,
+    "Range": _range,
     "Mod": _modulo,
     "BitShift": _shift,
     "Slice": _slice,

@@ -17,13 +17,14 @@ import onnx_ir as ir
 
 from ccompile import graph, runtime
 from ccompile.analysis import linear, saturation
-from ccompile.comparison import class_axis
+from ccompile.comparison import class_axis, compare
 from ccompile.core import Array
 from ccompile.errors import PassError
 from ccompile.ledger import Ledger
-from ccompile.moments import ChannelMoments, Layer, Moments
+from ccompile.moments import ChannelMoments, Layer, Moments, Spread
 from ccompile.recording import HELD_BYTES, Recording, runs_within
 from ccompile.runtime import Feeds, Outputs, Settings
+from ccompile.tolerance import Comparison
 from ccompile.walking import Batches, Walker, first_change
 
 ROWS = 32_768  # rows kept per layer: a seeded sample of all rows
@@ -48,6 +49,7 @@ class Calibration:
         self.count = sum(1 for _ in batches())
         self.ledger = Ledger()
         self._reference: Recording | None = None
+        self._base: tuple[ir.Model, Recording] | None = None  # what `held_out` was last asked to compare with
         self._prefix: Walker | None = None  # of the graph that `impact` was last given as base
         if not self.count:
             raise PassError("the calibration data is empty")
@@ -105,6 +107,36 @@ class Calibration:
     def is_wide(self, form: Layer, seen: int) -> bool:
         """Return whether a layer's rows take less than their products, where a batch has `seen`."""
         return form.columns > min(self.cap, seen * self.count)
+
+    def spreads(self, model: ir.Model, axes: Mapping[str, int | None]) -> Mapping[str, Spread]:
+        """Return how values of one graph are distributed on the batches that `held_out` does not use, in one sweep.
+
+        axes: the values by name, each with the axis along which means are wanted, or None. Several sweeps where the
+        values of one batch exceed HELD_BYTES.
+        """
+        found = {name: Spread(axis) for name, axis in axes.items()}
+        seen = runtime.observed_shapes(model, next(iter(self.batches())), self.settings)
+        sizes = {name: kind.nbytes or 0 for name, kind in seen.items()}
+        for group in runs_within(list(found), lambda name: sizes.get(name, 0), HELD_BYTES):
+            session = runtime.Session(model, self.settings, group)
+            for index, feeds in enumerate(self.batches()):
+                if self._is_probe(index):
+                    continue
+                self.tell(f"ranges, batch {index + 1}/{self.count}")
+                values = session.run(feeds, [name for name in group if name not in feeds])
+                for name in group:
+                    found[name].add(np.asarray(values[name] if name in values else feeds[name]))
+        return found
+
+    def held_out(self, model: ir.Model, base: ir.Model) -> Comparison:
+        """Return the outputs of a graph against those of `base` on the batches that `moments` has not seen."""
+        if self._base is None or self._base[0] is not base:
+            outputs = self.ledger.watch(Recording())
+            for found in runtime.outputs_of(base, self._probes(), self.settings):
+                outputs.append(found)
+            self._base = base, outputs
+        mine = runtime.outputs_of(model, self._probes(), self.settings)
+        return compare(mine, self._base[1], len(self._base[1]))
 
     def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
         """Return a walk through the source, or another reference, and `model`, layer by layer."""

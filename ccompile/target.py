@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ccompile.core import CostReport
 
 MIB = 2**20
-RateKind = Literal["conv", "conv1x1", "depthwise", "gemm", "gemv", "recurrent", "elementwise"]
+RateKind = Literal["conv", "conv1x1", "depthwise", "ragged", "gemm", "gemv", "recurrent", "elementwise"]
 Positive = Annotated[float, Field(gt=0)]
 Table = Annotated[dict[str, Positive], Field(min_length=1)]
 
@@ -68,6 +68,10 @@ class Rates(_Part):
     conv: Table = Field(description="convolutions with a kernel above 1, GMAC/s")
     conv1x1: Table = Field(description="1x1 convolutions, GMAC/s")
     depthwise: Table = Field(description="one input channel per group, GMAC/s")
+    ragged: Table | None = Field(
+        default=None,
+        description="depthwise convolutions whose channels are no multiple of `align`, GMAC/s; by default as depthwise",
+    )
     gemm: Table = Field(description="matrix products of several rows, GMAC/s")
     gemv: Table = Field(description="matrix products of one row, GMAC/s, apart from the bandwidth limit")
     recurrent: Table = Field(description="LSTM, GRU, RNN, GMAC/s")
@@ -121,7 +125,7 @@ class Target(_Part):
         if self.lacks and self.ops != "*":
             raise ValueError("`lacks` only makes sense with `ops: '*'`: remove the ops from the list instead")
         known = {dtype_name(dtype) for dtype in ir.DataType}
-        named = {*self.dtypes, *self.staircase, *(d for table in self.rates for d in table[1])}
+        named = {*self.dtypes, *self.staircase, *(d for _, table in self.rates for d in table or ())}
         for dtype in sorted(named - known):
             raise ValueError(f"`{dtype}` is not an ONNX element type. {nearest(dtype, known)}")
         return self
@@ -158,8 +162,12 @@ class Target(_Part):
 
     def rate(self, kind: RateKind, dtype: str) -> float:
         """Return the rate in 1/s: of `dtype`, else of what it runs as, else the slowest that is given."""
-        table: dict[str, float] = getattr(self.rates, kind)
-        for name in (dtype, *_RUNS_AS.get(dtype, ("float32",))):
+        given: dict[str, float] | None = getattr(self.rates, kind)
+        names = (dtype, *_RUNS_AS.get(dtype, ("float32",)))
+        if kind == "ragged" and (given is None or not any(name in given for name in names)):
+            given = self.rates.depthwise
+        table = given or {}
+        for name in names:
             if name in table:
                 return table[name] * 1e9
         return min(table.values()) * 1e9

@@ -1,7 +1,7 @@
 """Views of a tensor's bytes: the streams of symbols that entropy coders do best on, and the way back.
 
 A tensor is a run of elements of 1, 2, 4 (low bits first), 8, 16, 32 or 64 bits, or of 3, 5, 6 or 7 bits in planes, as
-`storage.pack` lays codes out: plane b holds bit b of all elements, byte j of it those of elements j, m + j, 2 m + j...
+`decoding.pack` lays codes out: plane b holds bit b of all elements, byte j of it those of elements j, m + j, 2 m + j...
 A *sparse* view takes the commonest
 element out: one bit per element says where others stand (Deep Compression's positions), and only those are kept. What
 is kept is then whole bytes, or *spread*: a byte for each element below 8 bits, a stream for each byte of a wider one

@@ -22,13 +22,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ccompile import storage
+from ccompile import decoding
 from ccompile.coding import Coding, Fitted, scaled, sliced
 from ccompile.core import Array, Budget
+from ccompile.decoding import Sliced
 from ccompile.fitting import Metric
 from ccompile.moments import Layer
 from ccompile.numerics import codebooks
-from ccompile.storage import Sliced
 
 Values = Literal["binary", "ternary", "powers-2", "powers-3", "powers-4"]
 PATTERNS: dict[str, tuple[float, ...]] = {"binary": (-1.0, 1.0), "ternary": (-1.0, 0.0, 1.0)} | {
@@ -97,5 +97,5 @@ class BinarizeWeights(Coding):
     def stored(self, form: Layer, strength: float, itemsize: int, zeros: float) -> float:
         """Return the bytes of codes and scales."""
         part = self.slices(form)
-        held = storage.packed_bytes(math.prod(part.shape), storage.bits_of(int(strength)))
-        return held + part.a * part.c * (2 if part.a * part.c > 1 else itemsize) + 7 * storage.NODE
+        held = decoding.code_bytes(math.prod(part.shape), decoding.bits_of(int(strength))) + strength * itemsize
+        return held + part.a * part.c * (2 if part.a * part.c > 1 else itemsize) + decoding.overhead(5, 3)

@@ -23,13 +23,13 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from ccompile import storage
+from ccompile import decoding
 from ccompile.coding import Coding, Fitted, sliced
 from ccompile.core import Array, Budget
+from ccompile.decoding import Sliced
 from ccompile.fitting import Metric
 from ccompile.moments import Layer
 from ccompile.numerics import codebooks
-from ccompile.storage import Sliced
 
 Bits = Annotated[int, Field(ge=1, le=8)]
 MOST = 6  # bits at the mild end of a curve: beyond, hardly anything is lost
@@ -114,8 +114,11 @@ class ClusterWeights(Coding):
     def stored(self, form: Layer, strength: float, itemsize: int, zeros: float) -> float:
         """Return the bytes of codes and tables."""
         part = self.slices(form)
-        count, bits = math.prod(part.shape), storage.bits_of(int(strength))
-        tables = part.a * part.c * strength * (2 if part.a * part.c > 1 else itemsize)
-        plain = storage.packed_bytes(count, bits)
-        masked = count / 8 + storage.packed_bytes(round(count * (1 - zeros)), bits) if zeros else math.inf
-        return min(plain, masked) + tables + 4 * storage.NODE
+        count, bits = math.prod(part.shape), decoding.bits_of(int(strength))
+        several = part.a * part.c > 1
+        tables = part.a * part.c * strength * (2 if several else itemsize)
+        plain = decoding.code_bytes(count, bits) + tables + decoding.overhead(3 if several else 1, 2 if several else 1)
+        if not zeros or several:  # behind a mask the tables of slices would no longer fit
+            return plain
+        left = decoding.code_bytes(round(count * (1 - zeros)) + 1, bits) + decoding.overhead(1, 1)
+        return min(plain, decoding.code_bytes(count, 1) + left + tables + decoding.overhead(3, 1))

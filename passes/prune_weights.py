@@ -25,7 +25,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from ccompile import storage
+from ccompile import decoding
 from ccompile.coding import Coding, Fitted
 from ccompile.core import Array, Budget, Choice, Share, Site, Skip, View
 from ccompile.fitting import Metric
@@ -95,6 +95,11 @@ class PruneWeights(Coding):
     def budget(self) -> Budget | None:
         """Return the share of the source's cost to spend."""
         return self.keep if isinstance(self.keep, Budget) else None
+
+    @property
+    def crops(self) -> bool:
+        """Return whether outer taps of a kernel that are zero go: with a pattern that removes whole ones."""
+        return self.pattern == "tap"
 
     @property
     def keeps_zeros(self) -> bool:
@@ -169,7 +174,8 @@ class PruneWeights(Coding):
         """Return the bytes of a mask and what is left, or of a sparse initializer."""
         count = form.groups * form.out * form.columns
         left = count * (1 - max(strength, zeros))
-        return min(count / 8 + left * itemsize + 12 * storage.NODE, left * (itemsize + 8) + storage.NODE)
+        mask = decoding.code_bytes(count, 1) + decoding.overhead(3, 2)
+        return min(mask + left * itemsize, left * (itemsize + 8) + 2 * decoding.CONSTANT)
 
     def plan(self, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
         """Share weights out over all layers, spend a budget, or pick layer by layer."""

@@ -23,13 +23,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ccompile import storage
+from ccompile import decoding
 from ccompile.coding import Coding, Fitted, scaled, sliced
 from ccompile.core import Array, Budget
+from ccompile.decoding import Sliced
 from ccompile.fitting import Metric
 from ccompile.moments import Layer
 from ccompile.numerics import codebooks
-from ccompile.storage import Sliced
 
 
 def _width(bits: int) -> int:
@@ -124,8 +124,8 @@ class QuantizeWeights(Coding):
 
     def stored(self, form: Layer, strength: float, itemsize: int, zeros: float) -> float:
         """Return the bytes of integers and scales."""
-        part = self.slices(form)
-        held = (
-            math.prod(part.shape) * 2 if strength == 16 else storage.packed_bytes(math.prod(part.shape), int(strength))
-        )
-        return held + part.a * part.c * (2 if part.a * part.c > 1 else itemsize) + 5 * storage.NODE
+        part, bits = self.slices(form), int(strength)
+        scales, count = part.a * part.c * (2 if part.a * part.c > 1 else itemsize), math.prod(part.shape)
+        if bits in (8, 16):
+            return count * bits // 8 + scales + decoding.overhead(4, 3)
+        return decoding.code_bytes(count, bits) + (1 << bits) * itemsize + scales + decoding.overhead(5, 3)

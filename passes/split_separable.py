@@ -11,7 +11,8 @@ Fires:  Conv with a kernel of more than one tap (`separable`: in two dimensions,
 Error:  measured on calibration data.
 Cost:   o c k -> m (c k + o c) multiply-adds per position, and parameters; `separable`: m (c kh + c kw + o c), the k x 1
         kernels at the stride of their axis only.
-Source: Jaderberg et al. 2014, arXiv:1405.3866 (scheme 1: `separable`); Guo et al. 2018, arXiv:1808.05517 (network decoupling); Howard et al. 2017, arXiv:1704.04861.
+Source: Guo et al. 2018, arXiv:1808.05517 (network decoupling); Howard et al. 2017, arXiv:1704.04861; Jaderberg et al.
+        2014, arXiv:1405.3866 (scheme 1: `separable`).
 """
 
 from __future__ import annotations

@@ -66,3 +66,21 @@ def test_packing_tells_sizes_and_rates(digits: Path) -> None:
         assert 0 < entropy < packed
         assert packed < min(coded) + 0.8  # the graph and the container, on few weights
     assert rows[-1][0] == "digits.onnx"
+
+
+def test_int8_stands_beside_the_runtimes_own_quantisation(digits: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench" / "int8.py"), str(digits / "digits.onnx")]
+    command += ["--calibration", str(digits / "calibration.npz"), "--verification", str(digits / "verification.npz")]
+    command += ["--labels", "label", "--samples", "64", "--calibration-samples", "64", "--seconds", "0.1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[4:]]
+    assert [row[0] for row in rows] == [
+        "source",
+        "quantize-activations",
+        "onnxruntime, per channel",
+        "onnxruntime, per tensor",
+    ]
+    assert all(float(row[1]) >= 95 for row in rows)
+    assert rows[0][2] == "1.00"

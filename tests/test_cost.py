@@ -517,10 +517,39 @@ def quantised_conv() -> ir.Model:
 def test_a_quantised_convolution_runs_at_the_integer_rate() -> None:
     on = load_target("x86-64-avx512-vnni", Path())
     found = rows(price(quantised_conv(), on))
-    assert found["conv"].seconds == pytest.approx(64 * 64 * 9 * 256 / on.rate("conv", "int8") + 0.3e-6)
+    assert found["conv"].seconds == pytest.approx(
+        64 * 64 * 9 * 256 / on.rate("conv", "int8") + 64 * 256 / (2 * on.rate("elementwise", "int8")) + 0.3e-6
+    )
     assert found["conv"].moved_bytes == 64 * 64 * 9 + 2 * 64 * 256
     assert all(found[name].seconds == 0 for name in ("dq_x", "dq_w", "relu", "q_out"))
     assert all(found[name].seconds > 0 for name in ("q_in", "dq_out"))
+
+
+@pytest.mark.parametrize(("op", "vanish"), [("Sigmoid", True), ("Tanh", False)])
+def test_an_op_between_codes_is_one_on_integers_where_it_has_such_a_kernel(op: str, vanish: bool) -> None:
+    on = load_target("x86-64-avx512-vnni", Path())
+    net = Net()
+    one, zero = net.constant(np.array(0.1, np.float32), "s"), net.constant(np.array(0, np.uint8), "z")
+    x = net.node("QuantizeLinear", net.input("x", [1, 64, 16, 16]), one, zero, name="q_in")
+    x = net.node(op, net.node("DequantizeLinear", x, one, zero, name="dq"), name="op")
+    x = net.node("QuantizeLinear", x, one, zero, name="q_out")
+    found = rows(price(net.model(net.node("DequantizeLinear", x, one, zero, name="dq_out")), on))
+    assert [found[name].seconds == 0 for name in ("dq", "q_out")] == [vanish, vanish]
+
+
+def test_ragged_depthwise_channels_cost_more_on_integers() -> None:
+    on = load_target("x86-64-avx512-vnni", Path())
+
+    def seconds(channels: int) -> float:
+        net = Net()
+        one, zero = net.constant(np.array(0.1, np.float32), "s"), net.constant(np.array(0, np.uint8), "z")
+        x = net.node("QuantizeLinear", net.input("x", [1, channels, 16, 16]), one, zero)
+        x = net.node("DequantizeLinear", x, one, zero)
+        w = net.node("DequantizeLinear", net.constant(np.ones((channels, 1, 3, 3), np.int8)), one)
+        y = net.node("Conv", x, w, name="conv", pads=[1] * 4, group=channels)
+        return rows(price(net.model(net.node("QuantizeLinear", y, one, zero)), on))["conv"].seconds
+
+    assert seconds(95) > 2 * seconds(96)
 
 
 def test_a_weight_that_is_only_stored_quantised_is_dequantised_at_every_run() -> None:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runs import scratch_files
 
 import ccompile
-from ccompile import choosing, coders, files, packing, storage, views
+from ccompile import choosing, coders, decoding, files, forms, packing, views
 from ccompile.container import Digest, Writer
 from ccompile.errors import CcompileError, ModelError
 from ccompile.numerics.huffman import entropy
@@ -211,9 +211,9 @@ def test_codes_that_passes_store_in_bytes_come_near_their_entropy(bits: int, tmp
     codes = np.where(rng.random((300, 200)) < 0.1, rng.integers(0, 1 << bits, (300, 200)), 0).astype(np.uint8)
     net = Net(0)
     model = net.model(net.node("MatMul", net.input("x", ["N", 300]), net.weight("w", (300, 200)), name="fc"))
-    means = storage.Means(opset=18)
-    form = storage.Codebook(np.linspace(-1, 1, 1 << bits).astype(np.float32), codes, codes.shape, means)
-    model.graph[0].replace_input_with(1, form.put(storage.Place(model.graph[0], means)))
+    means = decoding.Means(opset=18)
+    form = forms.Codebook(np.linspace(-1, 1, 1 << bits).astype(np.float32), codes, codes.shape, means)
+    model.graph[0].replace_input_with(1, form.put(decoding.Place(model.graph[0], means)))
     del model.graph.initializers["w"]
     path = saved(ir.to_proto(model), tmp_path)
     account = packing.pack(path, tmp_path / "m.ccz")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccompile import storage
+from ccompile import decoding
 from ccompile.views import PLANES, WIDTHS, View, candidates, join, separate
 
 VIEWS = [
@@ -99,7 +99,7 @@ def test_an_impossible_nibble_is_refused() -> None:
 @pytest.mark.parametrize("bits", PLANES)
 def test_planes_are_those_that_codes_are_stored_in(bits: int) -> None:
     codes = np.random.default_rng(bits).integers(0, 1 << bits, 80).astype(np.uint8)
-    data = storage.pack(codes, bits)
+    data = decoding.pack(codes, bits)
     _, (found,) = separate(data.reshape(-1), View(bits, spread=bits == 3))
     np.testing.assert_array_equal(found, codes)
 

@@ -6,7 +6,8 @@ is the regression on z, the rest of the loss is orthogonal,
 
     loss(r, s) <= loss(r) + sum of the discarded s^2 of G in the metric H_z       for every output rank s at once,
 
-which is within a tenth of what a full fit loses and ranks pairs as that does; a pair of interest is fitted from there.
+which is mostly within a tenth of what a full fit loses (further where both lose little) and ranks pairs as that does;
+a pair of interest is fitted from there.
 For the same reason the chain of a wide layer goes on inside z once a rank is at most a quarter of what is read: what is
 left is the layer G with H_z, far smaller. Without data readers are nested (HOSVD), and no sweep is needed.
 

@@ -32,7 +32,9 @@ S = TypeVar("S", bound=Structure)
 
 ROUNDS = 4  # most times that parameters and codes are bettered in turn
 PROGRESS = 1e-2  # the share of the loss that a round must still gain
-CLIPPINGS = 40  # scales tried, of the range that the largest weight needs
+CLIPPINGS = np.linspace(1.0, 0.2, 40)  # scales tried, of the range that the largest weight needs
+HALVINGS = 2.0 ** -np.arange(8)  # powers of two tried
+EXACT = 2.0**-10  # what rounding to float16 may move a number, of the largest it stands with
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Levels:
 class Grid:
     """How `quantise` finds scales of a pattern.
 
-    search: clip where that loses less; power: scales are powers of two; half, rough: as in Levels.
+    search: clip where that loses less; power: scales are powers of two; rough: as in Levels. Scales are rounded to
+    float16 with `half`, else to float32, so that they are what a file holds.
     """
 
     pattern: tuple[float, ...]
@@ -122,23 +125,18 @@ def quantise(
     layout = plan.layout.tables(W)
     scale = _clipped(*_samples(W, H, masks, layout), pattern, plan)
     fixed = plan.power or not plan.search
+    rounded = _half_scale if plan.half else _single_scale
     parts = [
-        Scaled(table=table, code=np.zeros(each.shape, np.int32), mask=held, pattern=pattern, scale=scale, fixed=fixed)
+        rounded(Scaled(table=table, code=np.zeros(each.shape, np.int32), mask=held, pattern=pattern, scale=scale))
         for table, each, held in zip(layout, W, masks, strict=True)
     ]
-    if plan.half:
-        parts = [_half_scale(part) for part in parts]
+    if fixed:
+        parts = [replace(part, fixed=True) for part in parts]
     if plan.rounding == "stochastic":
         rng = np.random.default_rng(plan.seed)
         return [_stochastic(part, each, rng) for part, each in zip(parts, W, strict=True)]
-    return bettered(
-        parts,
-        W,
-        H,
-        plan.rounding == "feedback",
-        _half_scale if plan.half and not fixed else None,
-        0 if plan.rough else ROUNDS,
-    )
+    rounds = 0 if plan.rough else ROUNDS
+    return bettered(parts, W, H, plan.rounding == "feedback", None if fixed else rounded, rounds)
 
 
 def bettered(
@@ -248,20 +246,44 @@ def _means(values: Array, cost: Array, k: int, start: Start) -> Array:
 
 
 def _clipped(values: Array, cost: Array, pattern: Array, plan: Grid) -> Array:
-    """Return the scale [t] of a pattern that costs least on each row of values, of clippings of what holds them all."""
-    top = np.abs(np.where(cost > 0, values, 0.0)).max(1)
-    whole = np.where(top > 0, top / min(-pattern[0], pattern[-1]), 1.0)
-    if plan.power:
-        whole = 2.0 ** np.ceil(np.log2(whole))
-    ratios = (2.0 ** -np.arange(3) if plan.power else np.linspace(1.0, 0.2, CLIPPINGS)) if plan.search else np.ones(1)
+    """Return the scale [t] of a pattern that costs least on each row of values.
+
+    Signs, and signs with zero, have a best scale in closed form; of other patterns clippings of what holds them all
+    are tried.
+    """
+    values = np.where(cost > 0, values, 0.0)
+    whole = np.maximum(values.max(1) / pattern[-1], values.min(1) / pattern[0])
+    whole = np.where(whole > 0, whole, 1.0)
+    if not plan.search:
+        return 2.0 ** np.ceil(np.log2(whole)) if plan.power else whole
+    if not plan.power and tuple(pattern) in ((-1.0, 1.0), (-1.0, 0.0, 1.0)):
+        found = _sign_scale(np.abs(values), cost, len(pattern) == 3)
+        return np.where(found > 0, found, 1.0)
+    whole = 2.0 ** np.ceil(np.log2(whole)) if plan.power else whole
     none = np.zeros((1, 1), np.int32)
     unit = Scaled(table=none, code=none, pattern=pattern, scale=np.ones(1))
     best, least = whole, np.full(len(values), np.inf)
-    for ratio in ratios:
+    for ratio in HALVINGS if plan.power else CLIPPINGS:
         scale = (whole * ratio)[:, None]
         now = (cost * np.square(pattern[unit.nearest(values / scale)] * scale - values)).sum(1)
         best, least = np.where(now < least, whole * ratio, best), np.minimum(now, least)
     return best
+
+
+def _sign_scale(sizes: Array, cost: Array, zero: bool) -> Array:
+    """Return the scale [t] that costs least for values of sizes[t, n] >= 0 as {-1, 1}, or {-1, 0, 1} with `zero`.
+
+    Of the k that stay it is their mean size, and these k are the largest: those of the greatest (sum)^2 / k, all
+    counted by cost. Source: Rastegari et al. 2016, arXiv:1603.05279; Li et al. 2016, arXiv:1605.04711, section 2.
+    """
+    order = np.argsort(-sizes, axis=1, kind="stable")
+    ranked, mass = np.take_along_axis(sizes, order, 1), np.take_along_axis(cost, order, 1)
+    counts, sums = np.cumsum(mass, axis=1), np.cumsum(mass * ranked, axis=1)
+    counts = np.where(counts > 0, counts, 1.0)
+    kept = (sums**2 / counts).argmax(1) if zero else np.full(len(sizes), sizes.shape[1] - 1)
+    rows = np.arange(len(sizes))
+    scale: Array = sums[rows, kept] / counts[rows, kept]
+    return scale
 
 
 def _stochastic(part: Scaled, W: Array, rng: np.random.Generator) -> Scaled:
@@ -277,16 +299,21 @@ def _stochastic(part: Scaled, W: Array, rng: np.random.Generator) -> Scaled:
 
 
 def _half_levels(part: Coded) -> Coded:
-    return part.with_tables(_half(part.tables))
+    largest = np.abs(np.where(np.isfinite(part.tables), part.tables, 0.0)).max(1, keepdims=True)
+    return part.with_tables(_half(part.tables, largest))
 
 
 def _half_scale(part: Scaled) -> Scaled:
-    return replace(part, scale=_half(part.scale))
+    return replace(part, scale=_half(part.scale, part.scale))
 
 
-def _half(array: Array) -> Array:
-    """Return an array rounded to float16 where that is finite and not zero for what is not."""
-    with np.errstate(over="ignore"):
+def _single_scale(part: Scaled) -> Scaled:
+    return replace(part, scale=part.scale.astype(np.float32).astype(np.float64))
+
+
+def _half(array: Array, largest: Array) -> Array:
+    """Return an array rounded to float16, where that is as exact as it should be beside `largest`."""
+    with np.errstate(over="ignore", invalid="ignore"):
         half = array.astype(np.float16).astype(np.float64)
-    good = np.isfinite(half) & ((half != 0) | (array == 0))
-    return np.where(good, half, array)
+        close = np.abs(half - array) <= EXACT * largest
+    return np.where(close & np.isfinite(half), half, array)

@@ -21,14 +21,15 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 CELLS = 4096  # more distinct values than this are merged into as many cells before the dynamic program
-ROW_CELLS, ROW_CHUNK, ROW_STEPS = 64, 512, 12  # of many rows: cells, rows at once, steps of Lloyd
+ROW_CELLS, ROW_COSTS, ROW_STEPS = 64, 1 << 21, 12  # of many rows: cells, costs of intervals at once, steps of Lloyd
+EVEN = 0.2  # the share of cells that go by count, not by density
 STEPS = 50  # most steps of Lloyd and of the mixture
 
 
 def centroids(values: Array, weights: Array | None, k: int, cells: int = CELLS) -> Array:
     """Return at most k centroids, ascending, that are optimal for values[n] with weights[n] >= 0.
 
-    Exact up to `cells` distinct values; more are merged into cells of equal count, and Lloyd's steps on the values
+    Exact up to `cells` distinct values; more are merged into cells (see _edges), and Lloyd's steps on the values
     themselves follow. Values of no weight move nothing.
 
     >>> centroids(np.array([0.0, 1.0, 10.0, 12.0]), None, 2).tolist()
@@ -42,40 +43,76 @@ def centroids(values: Array, weights: Array | None, k: int, cells: int = CELLS) 
         return distinct
     if len(distinct) <= cells:
         return _dynamic(distinct, mass, k)
-    counts = np.bincount(where, minlength=0)[np.bincount(where, weights) > 0].astype(np.float64)
-    cell = np.minimum((np.cumsum(counts) - counts) * cells // counts.sum(), cells - 1).astype(np.int64)
-    cell = np.unique(cell, return_inverse=True)[1]
-    masses = np.bincount(cell, mass)
-    means = np.bincount(cell, mass * distinct) / masses
+    means, masses = _merged(distinct, mass, cells)
     return lloyd(distinct, mass, _dynamic(means, masses, k))
+
+
+def _merged(distinct: Array, mass: Array, cells: int) -> tuple[Array, Array]:
+    """Return the means and masses of at most so many neighbourhoods of ascending values."""
+    edges = np.unique(_edges(distinct[None], mass[None], min(cells, len(distinct)))[0])
+    masses = np.add.reduceat(mass, edges[:-1])
+    return np.add.reduceat(mass * distinct, edges[:-1]) / masses, masses
 
 
 def many(values: Array, weights: Array, k: int, cells: int = ROW_CELLS) -> Array:
     """Return the centroids[r, k] of each row of values[r, n] with weights[r, n] >= 0, ascending, padded with +inf.
 
-    All rows at once: optimal over `cells` neighbourhoods of equal count (exact where n is no more), then Lloyd's steps.
+    All rows at once: optimal over neighbourhoods (`cells` of them, or twice k; beyond 2 `cells` levels each is one),
+    then Lloyd's steps. Exact where a row has at most k distinct values, and where n <= cells and Lloyd has no say.
 
     >>> many(np.array([[0.0, 1.0, 10.0, 12.0], [1.0, 1.0, 1.0, 1.0]]), np.ones((2, 4)), 2).tolist()
-    [[0.5, 11.0], [1.0, 1.0]]
+    [[0.5, 11.0], [1.0, inf]]
     """
     order = np.argsort(values, axis=1, kind="stable")
     ranked, mass = np.take_along_axis(values, order, 1), np.take_along_axis(weights, order, 1)
     r, n = ranked.shape
-    if n <= k:
-        return np.concatenate([ranked, np.full((r, k - n), np.inf)], axis=1)
     mass = np.where(mass.sum(1, keepdims=True) > 0, mass, 1.0)
+    step = np.diff(ranked, axis=1) > 0
+    place = np.concatenate([np.zeros((r, 1), np.int64), np.cumsum(step, axis=1)], axis=1)  # among distinct values
+    few = place[:, -1] < k
+    found = np.full((r, k), np.inf)
+    rows = np.flatnonzero(few)
+    found[np.repeat(rows, n), place[few].ravel()] = ranked[few].ravel()
+    if not few.all():
+        found[~few] = _settled(ranked[~few], mass[~few], k, cells)
+    return found
+
+
+def _settled(ranked: Array, mass: Array, k: int, cells: int) -> Array:
+    """Return the centroids[r, k] of sorted rows[r, n] of more than k distinct values."""
+    r, n = ranked.shape
+    middle = (mass * ranked).sum(1, keepdims=True) / mass.sum(1, keepdims=True)
+    ranked = ranked - middle  # so that sums of squares keep their digits
     sums = np.concatenate([np.zeros((3, r, 1)), np.cumsum([mass, mass * ranked, mass * ranked**2], axis=2)], axis=2)
-    count = min(cells, n)
-    edges = np.arange(count + 1) * n // count
-    found = _means_of(sums, ranked, _dynamic_rows(sums[:, :, edges], k, edges))
+    wanted = k if k > 2 * cells else max(cells, 2 * k)
+    edges = _edges(ranked, mass, min(wanted, n))
+    found = _means_of(sums, ranked, edges if edges.shape[1] == k + 1 else _dynamic_rows(sums, k, edges))
     for _ in range(ROW_STEPS):
         middles = (found[:, 1:] + found[:, :-1]) / 2
-        cuts = np.stack([(ranked <= middle[:, None]).sum(1) for middle in middles.T], axis=1)
-        moved = _means_of(sums, ranked, np.concatenate([np.zeros((r, 1), np.int64), cuts, np.full((r, 1), n)], axis=1))
+        below = [(ranked <= between[:, None]).sum(1) for between in middles.T]
+        moved = _means_of(sums, ranked, np.stack([np.zeros(r, np.int64), *below, np.full(r, n)], axis=1))
         if np.array_equal(moved, found):
             break
         found = moved
-    return found
+    centroids: Array = found + middle
+    return centroids
+
+
+def _edges(ranked: Array, mass: Array, count: int) -> Array:
+    """Return the edges[r, count + 1] of cells of sorted rows, as dense as the best levels of a smooth density are.
+
+    Those go by (h f)^(1/3) for values of density f: an entry's share is h^(1/3) gap^(2/3), its gap 1 / f n.
+    Source: Panter and Dite 1951.
+    """
+    r, n = ranked.shape
+    if count == n:
+        return np.broadcast_to(np.arange(n + 1), (r, n + 1))
+    share = np.cbrt(mass * np.square(np.gradient(ranked, axis=1)))
+    share = (1 - EVEN) * share / np.maximum(share.sum(1, keepdims=True), 1e-300) + EVEN / n
+    below = (np.cumsum(share, axis=1) - share / 2) * (1 - 1e-12)
+    cell = np.clip((below * count).astype(np.int64), 0, count - 1) + count * np.arange(r)[:, None]
+    held = np.bincount(cell.ravel(), minlength=r * count).reshape(r, count)
+    return np.concatenate([np.zeros((r, 1), np.int64), np.cumsum(held, axis=1)], axis=1)
 
 
 def _means_of(sums: Array, ranked: Array, cuts: Array) -> Array:
@@ -87,11 +124,12 @@ def _means_of(sums: Array, ranked: Array, cuts: Array) -> Array:
 
 
 def _dynamic_rows(sums: Array, k: int, edges: Array) -> Array:
-    """Return the cuts[r, k + 1] that are best among `edges`, from prefix sums[3, r, c + 1] at them."""
-    r, c = sums.shape[1], sums.shape[2] - 1
-    chosen = np.empty((r, k + 1), np.int64)
-    for begin in range(0, r, ROW_CHUNK):
-        part = sums[:, begin : begin + ROW_CHUNK]
+    """Return the cuts[r, k + 1] that are best among edges[r, c + 1], from prefix sums[3, r, n + 1]."""
+    r, c = edges.shape[0], edges.shape[1] - 1
+    chosen, chunk = np.empty((r, k + 1), np.int64), max(1, ROW_COSTS // c**2)
+    for begin in range(0, r, chunk):
+        at_edges = np.broadcast_to(edges[begin : begin + chunk], (3, *edges[begin : begin + chunk].shape))
+        part = np.take_along_axis(sums[:, begin : begin + chunk], at_edges, 2)
         mass, first, second = (row[:, None, :] - row[:, :, None] for row in part)  # [r, from, to]
         cost = np.maximum(second - first**2 / np.where(mass > 0, mass, 1.0), 0.0)
         cost = np.where(np.arange(c + 1)[:, None] <= np.arange(c + 1), cost, np.inf)
@@ -106,7 +144,7 @@ def _dynamic_rows(sums: Array, k: int, edges: Array) -> Array:
             at = np.take_along_axis(starts[cluster - 1], at[:, None], 1)[:, 0]
             chosen[begin : begin + len(best), cluster] = at
         chosen[begin : begin + len(best), 0] = 0
-    return np.asarray(edges)[chosen]
+    return np.take_along_axis(edges, chosen, 1)
 
 
 def lloyd(values: Array, weights: Array | None, start: Array) -> Array:
@@ -140,6 +178,9 @@ def mixture(values: Array, weights: Array | None, k: int, zero: float | None = N
     [-1.0, 1.0]
     """
     values, weights = _checked(values, weights, k)
+    distinct, where = np.unique(values, return_inverse=True)
+    mass = np.bincount(where, weights, len(distinct))
+    values, weights = _merged(distinct[mass > 0], mass[mass > 0], CELLS)
     means = centroids(values, weights, k)
     fixed = int(np.abs(means).argmin()) if zero is not None else -1
     if fixed >= 0:

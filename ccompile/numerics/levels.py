@@ -54,6 +54,10 @@ class Structure:
         """Return the structure with other parameters."""
         raise NotImplementedError
 
+    def may_be(self, parameters: Array) -> Array:
+        """Return which parameters may become these, all unless a structure knows better; the others stay."""
+        return np.ones(parameters.shape, bool)
+
     @property
     def place(self) -> Array:
         """Return which parameter each entry is a multiple of."""
@@ -105,13 +109,18 @@ class Coded(Structure):
 
     @property
     def parameters(self) -> Array:
-        """Return the levels; those of exactly 0 and of no use stay (see settle)."""
+        """Return the levels."""
         return np.where(np.isfinite(self.tables), self.tables, 0.0).ravel()
+
+    def may_be(self, parameters: Array) -> Array:
+        """Return where a level is there and is not 0, which it would stay."""
+        free: Array = np.isfinite(self.tables) & (self.tables != 0)
+        return free.ravel()
 
     def moved(self, parameters: Array) -> Self:
         """Return other levels, ascending again; a level that was 0 is 0."""
-        fixed = ~np.isfinite(self.tables) | (self.tables == 0)
-        return self.with_tables(np.where(fixed, self.tables, parameters.reshape(self.tables.shape)))
+        free = self.may_be(parameters).reshape(self.tables.shape)
+        return self.with_tables(np.where(free, parameters.reshape(self.tables.shape), self.tables))
 
     def with_tables(self, tables: Array) -> Self:
         """Return the same codes into other levels, sorted."""
@@ -171,11 +180,13 @@ class Scaled(Structure):
         """Return the scales."""
         return self.scale
 
+    def may_be(self, parameters: Array) -> Array:
+        """Return where scales are positive; nowhere where they are fixed."""
+        return (parameters > 0) & (not self.fixed)
+
     def moved(self, parameters: Array) -> Self:
-        """Return other scales, unless they are fixed or one turned negative: then that one stays."""
-        if self.fixed:
-            return self
-        return replace(self, scale=np.where(parameters > 0, parameters, self.scale))
+        """Return other scales where they may be that."""
+        return replace(self, scale=np.where(self.may_be(parameters), parameters, self.scale))
 
     @property
     def place(self) -> Array:
@@ -312,16 +323,29 @@ def settle(parts: Sequence[S], W: Sequence[Array], H: Sequence[Array | None], ro
     parts: of matrices W[p][o, d] with their metrics, that share one array of parameters; what none of them uses stays.
     """
     system = [_Equations(part, each, metric) for part, each, metric in zip(parts, W, H, strict=True)]
-    found = parts[0].parameters
-    scale = np.sum([one.weight() for one in system], axis=0)
-    free = scale > 0
-    safe = np.where(free, scale, 1.0)
-    residual = np.where(free, np.sum([one.residual(found) for one in system], axis=0), 0.0)
+    start = parts[0].parameters
+    free = (np.sum([one.weight() for one in system], axis=0) > 0) & parts[0].may_be(start)
+    while True:  # what would have to go where it may not stays, and the others are found again without it
+        found = _conjugate(system, start, free, rounds)
+        held = free & ~parts[0].may_be(found)
+        if not held.any():
+            return [part.moved(found) for part in parts]
+        free = free & ~held
+
+
+def _conjugate(system: Sequence[_Equations], start: Array, free: Array, rounds: int) -> Array:
+    """Return the parameters after some steps of conjugate gradients from `start`, those moved that are free."""
+
+    def total(each: Sequence[Array]) -> Array:
+        return np.where(free, np.sum(each, axis=0), 0.0)
+
+    found, safe = start, np.where(free, np.sum([one.weight() for one in system], axis=0), 1.0)
+    residual = total([one.residual(found) for one in system])
     ahead = residual / safe
     direction, energy = ahead.copy(), float(residual @ ahead)
     least = 1e-14 * energy
     for _ in range(rounds):
-        along = np.where(free, np.sum([one.product(direction) for one in system], axis=0), 0.0)
+        along = total([one.product(direction) for one in system])
         curve = float(direction @ along)
         if energy <= least or curve <= 0:
             break
@@ -330,7 +354,7 @@ def settle(parts: Sequence[S], W: Sequence[Array], H: Sequence[Array | None], ro
         ahead = residual / safe
         energy, before = float(residual @ ahead), energy
         direction = ahead + energy / before * direction
-    return [part.moved(found) for part in parts]
+    return found
 
 
 class _Equations:

@@ -128,20 +128,20 @@ def _free(W: Array, terms: int) -> tuple[Array, Array]:
 
 
 def _starts(tensors: Array, terms: int) -> list[tuple[Array, Array]]:
-    """Return where alternation begins: the best rank one of each leading kernel, and products of leading vectors."""
-    c, o, kh, kw = tensors.shape
-    kernels = np.linalg.svd(tensors.reshape(c, o, -1), full_matrices=False)[2]
-    kernels = np.concatenate([kernels, np.zeros((c, max(terms - kernels.shape[1], 0), kh * kw))], 1)[:, :terms]
-    rows, _, columns = np.linalg.svd(kernels.reshape(c, terms, kh, kw))
-    first = rows[..., 0].transpose(1, 0, 2), columns[:, :, 0].transpose(1, 0, 2)
+    """Return where alternation begins: leading kernels' best rank one, one after another, and products of vectors."""
+    c, _, kh, kw = tensors.shape
+    rest, greedy = tensors.copy(), []
+    for _ in range(terms):
+        kernel = np.linalg.svd(rest.reshape(c, -1, kh * kw), full_matrices=False)[2][:, 0].reshape(c, kh, kw)
+        rows, _, columns = np.linalg.svd(kernel)
+        v, u = rows[:, :, 0], columns[:, 0]
+        rest = rest - np.einsum("coij,ci,cj,ck,cl->cokl", rest, v, u, v, u, optimize=True)
+        greedy.append((v, u))
     height = np.linalg.svd(tensors.transpose(0, 2, 1, 3).reshape(c, kh, -1))[0]
     width = np.linalg.svd(tensors.transpose(0, 3, 1, 2).reshape(c, kw, -1))[0]
     order = sorted(((i, j) for i in range(kh) for j in range(kw)), key=lambda pair: (max(pair), sum(pair)))[:terms]
-    second = (
-        np.stack([height[:, :, i] for i, _ in order]),
-        np.stack([width[:, :, j] for _, j in order]),
-    )
-    return [first, second]
+    products = [(height[:, :, i], width[:, :, j]) for i, j in order]
+    return [(np.stack([v for v, _ in start]), np.stack([u for _, u in start])) for start in (greedy, products)]
 
 
 def _solved(rhs: Array, left: Array, right: Array) -> Array:

@@ -42,14 +42,14 @@ def test_more_of_either_rank_never_loses_more(with_data: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_pair_is_told_near_its_fit_and_closer_once_refined(seed: int) -> None:
+def test_a_pair_is_told_within_a_quarter_of_its_fit_and_closer_once_refined(seed: int) -> None:
     W, H = sampled(seed, 12, 10)
     chain = bottleneck_losses.chain(W, H, range(10, 0, -1))
     for rank, output in ((7, 10), (5, 7), (3, 6)):
         fitted = weighted.loss(H, W, bottleneck.fit(W, H, rank, output).compose())
         told, refined = chain.losses[10 - rank, output], chain.refined(rank, output)
-        assert refined < told <= 1.15 * fitted
-        assert refined <= 1.12 * fitted
+        assert refined < told <= 1.25 * fitted
+        assert refined <= 1.15 * fitted
 
 
 def test_a_wide_layer_goes_on_inside_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
