@@ -93,10 +93,10 @@ def _sweep(problem: Problem, state: _State, steps: int) -> _State:
         return normal(F.reshape(c, m, kh * kw)).reshape(c, m, kh, kw)
 
     def of_rows(F: Array) -> Array:
-        return np.einsum("cmij,cmj->cmi", through(F[..., None] * U[:, :, None]), U)
+        return np.asarray(np.einsum("cmij,cmj->cmi", through(F[..., None] * U[:, :, None]), U))
 
     def of_columns(F: Array) -> Array:
-        return np.einsum("cmij,cmi->cmj", through(V[..., None] * F[:, :, None]), V)
+        return np.asarray(np.einsum("cmij,cmi->cmj", through(V[..., None] * F[:, :, None]), V))
 
     V = descend(of_rows, np.einsum("cmij,cmj->cmi", target, U), V, steps)
     U = descend(of_columns, np.einsum("cmij,cmi->cmj", target, V), U, steps)
