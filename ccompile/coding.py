@@ -124,7 +124,7 @@ class Coding(Compression):
         assert isinstance(found, Sliced)
         return found
 
-    def form_of(self, form: Layer, strength: float, plain: Array) -> Form | None:
+    def form_of(self, form: Layer, strength: float, plain: Array, means: Means) -> Form | None:
         """Return how a fitted weight, as stored, can be written that only the pass knows; None for no such way."""
         return None
 
@@ -395,7 +395,7 @@ class Coding(Compression):
             return _encoded(node, means)
         part = self.slices(form)
         grid = None if fitted.grid is None else _grid(form, fitted.grid, part, plain, means)
-        more = [each for each in (grid, self.form_of(form, strength, plain)) if each is not None]
+        more = [each for each in (grid, self.form_of(form, strength, plain, means)) if each is not None]
         small = storage.smallest(plain, means, [part], more)
         storage.replace_weight(node, form.weight, small, means)
         return small

@@ -92,6 +92,51 @@ class Codebook:
 
 
 @dataclass(frozen=True, eq=False)
+class Blocks:
+    """vectors[k, v] and codes[rows, blocks] of an array whose rows (columns, where `turned`) fall into such blocks."""
+
+    vectors: Array
+    codes: Array
+    shape: tuple[int, ...]
+    turned: bool
+    means: Means
+
+    @property
+    def bits(self) -> int:
+        """Return the bits of a code."""
+        return bits_of(len(self.vectors))
+
+    @property
+    def ops(self) -> frozenset[str]:
+        """Return what decodes codes, looks them up and arranges them."""
+        return code_ops(self.bits, self.means) | {"Gather", "Reshape"} | ({"Transpose"} if self.turned else set())
+
+    @property
+    def name(self) -> str:
+        """Return what it is, and of how many bits."""
+        return f"{self.bits}-bit codes of blocks of {self.vectors.shape[1]}, codebook"
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of codes, vectors and nodes."""
+        vectors, halved = _half(self.vectors)
+        decoder = overhead(2 + halved + self.turned, 2)
+        return code_bytes(self.codes.size, self.bits, self.means) + vectors.nbytes + decoder
+
+    def put(self, at: Place) -> ir.Value:
+        """Add codes and vectors, and what looks them up."""
+        vectors, halved = _half(self.vectors)
+        table = at.constant("vectors", vectors)
+        if halved:
+            table = at.node("Cast", [table], to=ir.DataType.from_numpy(self.vectors.dtype).value)
+        found = at.node("Gather", [table, unpacked(at, self.codes, self.bits, self.codes.shape)])
+        rows = (len(self.codes), self.codes.shape[1] * self.vectors.shape[1])
+        shape = rows if self.turned else self.shape
+        found = at.node("Reshape", [found, at.shared(dims(shape), np.array(shape, np.int64))])
+        return at.node("Transpose", [found], perm=[1, 0]) if self.turned else found
+
+
+@dataclass(frozen=True, eq=False)
 class Grid:
     """pattern[codes[a, b, c]] times scale[a, 1, c], in the array's order; the pattern ascends."""
 

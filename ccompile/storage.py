@@ -5,6 +5,7 @@ The runtime computes the nodes once, when it opens a session, and then runs at f
 form       stored                                                 decoded by
 codebook   ascending levels[k] and a code per weight              Gather
 codebooks  levels[a, k, c] of the slices [a, :, c] of [a, b, c]   GatherElements
+blocks     vectors[k, v] and a code per block of v weights        Gather
 grid       integers and a scale per slice                         Cast, Mul
 bitmask    one bit per weight, and the weights that are not zero  CumSum, Gather
 sparse     index and value of the weights that are not zero       (a sparse initializer)
@@ -23,7 +24,7 @@ import onnx_ir as ir
 from ccompile import graph
 from ccompile.core import Array
 from ccompile.decoding import OLDEST, Form, Means, Place, Sliced
-from ccompile.forms import Bitmask, Codebook, Plain, Sparse
+from ccompile.forms import Bitmask, Blocks, Codebook, Plain, Sparse
 
 LEVELS = 256  # most values of one codebook
 
@@ -52,6 +53,20 @@ def codebook(array: Array, means: Means, sliced: Sliced | None = None) -> Codebo
     cells = np.empty_like(rank)
     np.put_along_axis(cells, order, rank, 1)
     return Codebook(tables.view(array.dtype), cells.astype(np.uint8), array.shape, means)
+
+
+def blocks(array: Array, means: Means, size: int, turned: bool = False) -> Blocks | None:
+    """Return an array as codes into the distinct blocks of `size` weights of its rows, or of its columns if `turned`.
+
+    None if they are too many.
+    """
+    rows = np.ascontiguousarray(array.T if turned else array.reshape(len(array), -1))
+    bits = _bits(rows).reshape(-1, size)
+    _, first, codes = np.unique(bits, axis=0, return_index=True, return_inverse=True)
+    if len(first) > LEVELS:
+        return None
+    vectors = rows.reshape(-1, size)[first]
+    return Blocks(vectors, codes.reshape(len(rows), -1).astype(np.uint8), array.shape, turned, means)
 
 
 def bitmask(array: Array, means: Means) -> Bitmask | None:
@@ -147,6 +162,7 @@ _DECODERS = frozenset(
         "CumSum",
         "Range",
         "Add",
+        "Transpose",
     }
 )
 

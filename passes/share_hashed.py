@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from ccompile.analysis import linear
 from ccompile.coding import Coding, Fitted
 from ccompile.core import Array, Budget, Share
-from ccompile.decoding import Form
+from ccompile.decoding import Form, Means
 from ccompile.fitting import Metric
 from ccompile.hashed import GENERATOR, Generated
 from ccompile.moments import Layer
@@ -79,7 +79,7 @@ class ShareHashed(Coding):
         count = form.groups * form.out * form.columns
         return hashing.draw(max(1, round(count * (1 - strength))), self.seed)
 
-    def form_of(self, form: Layer, strength: float, plain: Array) -> Form | None:
+    def form_of(self, form: Layer, strength: float, plain: Array, means: Means) -> Form | None:
         """Return the weight as its values and the hash; None unless every bit comes back."""
         of, flat = self._hash(form, strength), plain.ravel()
         code, sign = hashing.buckets(of, flat.size), hashing.signs(of, flat.size)

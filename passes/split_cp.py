@@ -82,6 +82,10 @@ class SplitCp(Split):
         shaped = [kernel.reshape(shape) for kernel, shape in zip(found.kernels(), self.shapes(form, rank), strict=True)]
         return Factors(self.stages(form, shaped), found.compose().reshape(W.shape), found.loss, note)
 
+    def losses(self, W: Array, H: Array | None, form: Layer, ranks: Sequence[int]) -> list[float]:
+        """Return about what each rank loses of one group, each from the one above it."""
+        return cp.losses(W.reshape(self._shape(form)), H, ranks, self.way)
+
     def _tucker_ranks(self, form: Layer, rank: int) -> list[tuple[int, int]]:
         """Return the ranks, in proportion, of Tucker splits that cost no more, smallest first.
 

@@ -22,6 +22,7 @@ from ccompile.decoding import Sliced
 from ccompile.errors import PassError
 from ccompile.executor import executor
 from ccompile.passes.binarize_weights import BinarizeWeights
+from ccompile.passes.cluster_vectors import ClusterVectors
 from ccompile.passes.cluster_weights import ClusterWeights
 from ccompile.passes.prune_weights import PruneWeights
 from ccompile.passes.quantize_weights import QuantizeWeights
@@ -40,8 +41,14 @@ KINDS: dict[str, type[Coding]] = {
     "quantize": QuantizeWeights,
     "binarize": BinarizeWeights,
     "prune": PruneWeights,
+    "vectors": ClusterVectors,
 }
-STRONG: dict[str, dict[str, Any]] = {"cluster": {"bits": 2}, "quantize": {"bits": 2}, "binarize": {"values": "ternary"}}
+STRONG: dict[str, dict[str, Any]] = {
+    "cluster": {"bits": 2},
+    "quantize": {"bits": 2},
+    "binarize": {"values": "ternary"},
+    "vectors": {"bits": 6},
+}
 PLAIN: dict[str, Any] = {"statistics": "weights"}
 
 
@@ -109,7 +116,8 @@ def mixed(seed: int = 0) -> list[Feeds]:
     ("kind", "strength"),
     [("cluster", {"bits": bits}) for bits in range(1, 7)]
     + [("quantize", {"bits": bits}) for bits in (2, 3, 4, 5, 6, 8)]
-    + [("binarize", {"values": values}) for values in ("binary", "ternary", "powers-3")],
+    + [("binarize", {"values": values}) for values in ("binary", "ternary", "powers-3")]
+    + [("vectors", {"bits": bits, "size": 4}) for bits in (2, 5, 8)],
 )
 def test_data_lose_no_more_than_none_on_the_layer_that_they_are_of(kind: str, strength: dict[str, Any]) -> None:
     model, batches = wide(), mixed()
@@ -127,7 +135,7 @@ def test_data_lose_no_more_than_none_on_the_layer_that_they_are_of(kind: str, st
     assert found[0] <= found[1]
 
 
-@pytest.mark.parametrize("kind", ["cluster", "quantize"])
+@pytest.mark.parametrize("kind", ["cluster", "quantize", "vectors"])
 def test_what_is_told_is_what_is_lost(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "SIGHTS", 0)  # towards the outputs themselves
     model, batches = wide(), mixed()
@@ -166,7 +174,7 @@ def test_layers_behind_make_up_for_what_is_lost() -> None:
     assert not np.array_equal(weight(repaired.model, "fc2"), weight(model, "fc2"))
 
 
-@pytest.mark.parametrize("kind", ["cluster", "quantize"])
+@pytest.mark.parametrize("kind", ["cluster", "quantize", "vectors"])
 def test_choices_begin_with_the_whole_layer_and_store_less_and_lose_more(kind: str) -> None:
     model = wide()
     step = KINDS[kind].model_validate({"error": 0.1, **PLAIN})
@@ -231,6 +239,7 @@ def test_bits_that_would_store_no_less_are_refused() -> None:
         ("quantize", {"scope": "group", "columns": 16}, 0.25),
         ("binarize", {}, 0.5),
         ("binarize", {"values": "ternary", "scope": "tensor"}, 0.3),
+        ("vectors", {"size": 2}, 0.2),
     ],
 )
 def test_a_budget_is_met(kind: str, options: dict[str, Any], share: float, bias: bool, statistics: str) -> None:
@@ -353,6 +362,26 @@ def test_rows_and_blocks_have_tables_or_scales_of_their_own(kind: str, net: str,
     assert error(run.model, model, feeds(model, (24,))) < 0.6
 
 
+@pytest.mark.parametrize("net", ["gemm", "scaled", "turned", "right", "left", "conv", "grouped"])
+@pytest.mark.parametrize("statistics", ["calibration", "weights"])
+def test_blocks_of_rows_are_few_vectors(net: str, statistics: str) -> None:
+    model = LAYERS[net]()
+    batches = feeds(model, (24, 24))
+    run = code("vectors", model, batches, bits=5, size=4, statistics=statistics)
+    assert "32 vectors of 4" in made(run)["layer"]
+    assert "blocks of 4, codebook" in made(run)["layer"]
+    assert len(np.unique(matrix_of(run.model, "layer").reshape(-1, 4), axis=0)) <= 32
+    assert error(run.model, model, batches) < 0.6
+    assert stored_bytes(run) < run.origin.cost.report.stored_bytes
+
+
+def test_rows_that_do_not_fall_into_blocks_say_so() -> None:
+    assert skips(code("vectors", LAYERS["conv"](), [], bits=5, size=5, **PLAIN)) == {
+        "layer": "its rows of 144 weights do not fall into blocks of 5"
+    }
+    assert "do not lie together" in skips(code("vectors", LAYERS["transposed"](), [], bits=5, **PLAIN))["layer"]
+
+
 def matrix_of(model: ir.Model, name: str) -> Array:
     from ccompile.analysis import linear
 
@@ -382,14 +411,15 @@ def test_slices_of_a_stored_weight() -> None:
     assert isinstance(sliced(form("transposed"), "channel"), str)
 
 
-@pytest.mark.parametrize("kind", ["cluster", "quantize"])
+@pytest.mark.parametrize("kind", ["cluster", "quantize", "vectors"])
 @pytest.mark.parametrize("statistics", ["calibration", "weights"])
 def test_half_precision_stays_half_precision(kind: str, statistics: str) -> None:
     net, draw = Net(0), np.random.default_rng(0)
     x = net.input("x", ["N", 48], ir.DataType.FLOAT16)
     w, b = draw.standard_normal((48, 40)).astype(np.float16), draw.standard_normal(40).astype(np.float16)
     model = net.model(net.node("Gemm", x, net.constant(w, "w"), net.constant(b, "b"), name="fc"))
-    run = code(kind, model, bits=4, statistics=statistics)
+    options: dict[str, Any] = {"size": 2, "bits": 7} if kind == "vectors" else {"bits": 4}
+    run = code(kind, model, **options, statistics=statistics)
     assert made(run)
     assert weight(run.model, "fc").dtype == np.float16
     assert stored_bytes(run) < 0.4 * run.origin.cost.report.stored_bytes

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 OPTIONS: dict[str, dict[str, object]] = {
     "allocate": {"budget": {"params": 0.8}, "among": ["prune-channels", "split-svd"]},
     "binarize-weights": {},
+    "cluster-vectors": {"bits": 4, "size": 2},
     "cluster-weights": {"bits": 3},
     "encode-weights": {},
     "fold-batchnorm": {},
@@ -44,6 +45,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 # Passes that find nothing to do in a net of the zoo; every other pair must act, or the net tests nothing.
 IDLE = {
     "binarize-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
+    "cluster-vectors": {"capturing", "half", "open", "quantised", "shared_weights", "upsampling"},
     "cluster-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},
     "share-hashed": {"capturing", "half", "open", "quantised", "shared_weights", "upsampling"},
     "prune-weights": {"capturing", "half", "quantised", "shared_weights", "upsampling"},

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ccompile import decoding, forms, graph, storage
 from ccompile.decoding import Form, Means, Sliced
-from ccompile.forms import Bitmask, Codebook, Grid, Plain, Sparse
+from ccompile.forms import Bitmask, Blocks, Codebook, Grid, Plain, Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,6 +128,26 @@ def test_codes_of_any_number(count: int, bits: int, seed: int) -> None:
         assert found.dtype == (np.int32 if to == onnx.TensorProto.INT32 else np.int64)
         assert found.tolist() == codes.tolist()
     assert decoding.pack(codes, bits).size == decoding.packed_bytes(count, bits)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("count", "size"), [(2, 4), (16, 3), (100, 6), (256, 2)])
+def test_codes_of_blocks(count: int, size: int, turned: bool, opset: int) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.permutation(count * size).reshape(count, size).astype(np.float32) - 0.5
+    rows = table[rng.permutation(np.arange(40 * 12) % count).reshape(40, 12)].reshape(40, -1)
+    array = np.ascontiguousarray(rows.T) if turned else rows
+    form = storage.blocks(array, Means(opset), size, turned)
+    assert isinstance(form, Blocks)
+    assert form.vectors.shape == (count, size)
+    model = check(array, form, Means(opset))
+    grown = len(message(model)) - len(message(stored(array, Plain(array), Means(opset)))) + array.nbytes
+    assert grown == pytest.approx(form.nbytes, rel=0.125, abs=130)  # beside the weight that it stands for
+
+
+def test_too_many_blocks_have_no_codes() -> None:
+    assert storage.blocks(np.arange(257 * 2, dtype=np.float32).reshape(257, 2), Means(21), 2) is None
 
 
 PARTS = [

@@ -30,6 +30,8 @@ EXACT_SIZE = 1500
 ILL_CONDITIONED = 1e-3
 # How far beyond each sweep the next point is tried, as a multiple of the sweep's move.
 JUMP = 3.0
+# What keeps a regression near the factor it starts from, relative: similar terms make it nearly singular.
+NEAR = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +159,7 @@ class Problem:
         units = [f / np.where(norm > 0, norm, 1.0)[:, None] for f, norm in zip(others, norms, strict=True)]
         T = rows(units)
         gram, cross = self.against(T)
-        a = refit(gram, cross, a * np.prod(norms, 0), 0.0).W
+        a = refit(gram, cross, a * np.prod(norms, 0), NEAR).W
         return State((a, *units), weighted.loss(self.H, self.W, a @ T))
 
     def against(self, T: Array) -> tuple[Array, Array]:
@@ -184,10 +186,10 @@ class Problem:
         others = rows(rest) if rest else np.ones((len(factor), 1))
         alike = pairs * (others @ others.T)
         if self.H is None:
-            return refit(alike + price * np.eye(len(alike)), rhs.T, factor.T, 0.0).W.T
+            return refit(alike + price * np.eye(len(alike)), rhs.T, factor.T, NEAR).W.T
         if factor.size <= EXACT_SIZE:
             N = self._normal_matrix(others, pairs, mode) + price * np.eye(factor.size)
-            return refit(N, rhs.reshape(1, -1), factor.reshape(1, -1), 0.0).W.reshape(factor.shape)
+            return refit(N, rhs.reshape(1, -1), factor.reshape(1, -1), NEAR).W.reshape(factor.shape)
 
         def normal(F: Array) -> Array:
             T = rows((*factors[1:mode], F, *factors[mode + 1 :]))

@@ -34,7 +34,6 @@ ROUNDS = 4  # most times that parameters and codes are bettered in turn
 PROGRESS = 1e-2  # the share of the loss that a round must still gain
 CLIPPINGS = np.linspace(1.0, 0.2, 40)  # scales tried, of the range that the largest weight needs
 HALVINGS = 2.0 ** -np.arange(8)  # powers of two tried
-EXACT = 2.0**-10  # what rounding to float16 may move a number, of the largest it stands with
 
 
 @dataclass(frozen=True)
@@ -171,8 +170,8 @@ def bettered(
 
 
 def lost(parts: Sequence[Structure], W: Sequence[Array], H: Sequence[Array | None]) -> float:
-    """Return the summed loss, and what codes are charged for."""
-    return sum(levels.objective(part, each, metric) for part, each, metric in zip(parts, W, H, strict=True))
+    """Return the summed loss."""
+    return sum(levels.loss(each, metric, part.values) for part, each, metric in zip(parts, W, H, strict=True))
 
 
 def integers(bits: int) -> tuple[float, ...]:
@@ -300,20 +299,12 @@ def _stochastic(part: Scaled, W: Array, rng: np.random.Generator) -> Scaled:
 
 def _half_levels(part: Coded) -> Coded:
     largest = np.abs(np.where(np.isfinite(part.tables), part.tables, 0.0)).max(1, keepdims=True)
-    return part.with_tables(_half(part.tables, largest))
+    return part.with_tables(levels.half(part.tables, largest))
 
 
 def _half_scale(part: Scaled) -> Scaled:
-    return replace(part, scale=_half(part.scale, part.scale))
+    return replace(part, scale=levels.half(part.scale, part.scale))
 
 
 def _single_scale(part: Scaled) -> Scaled:
     return replace(part, scale=part.scale.astype(np.float32).astype(np.float64))
-
-
-def _half(array: Array, largest: Array) -> Array:
-    """Return an array rounded to float16, where that is as exact as it should be beside `largest`."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        half = array.astype(np.float16).astype(np.float64)
-        close = np.abs(half - array) <= EXACT * largest
-    return np.where(close & np.isfinite(half), half, array)

@@ -15,6 +15,7 @@ Source: Lebedev et al. 2015, arXiv:1412.6553; de Silva and Lim 2008, arXiv:math/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ Way = Literal[3, 4]
 
 SWEEPS, STEPS, TOLERANCE = 60, 4, 1e-3
 TRIAL = 6  # sweeps from each start, before the best goes on alone
+TOLD = 20  # sweeps of each rank of a curve
 # Orthogonal terms have degeneracy 1 - error^2, alike ones less; terms with three times the energy of W mostly cancel.
 # Fits of real kernels at high rank reach it, but `correct` brings them below 1 or 2 for a percent of error.
 DEGENERATE = 3.0
@@ -99,6 +101,34 @@ def fit(
         near = canonical.algebraic(_tucker(tensor, H, rank), rank)
         state = _best(Problem(tensor, H, steps), [state.factors, near, *starts[1:]], sweeps)
     return _result(W, H, state.factors)
+
+
+def losses(W: Array, H: Array | None, ranks: Sequence[int], way: Way = 4, steps: int = STEPS) -> list[float]:
+    """Return about what `fit` loses of W[o, c, kh, kw] at each rank, or a little more: each starts from one above it.
+
+    Raises ValueError as `fit` does.
+
+    >>> [round(loss, 6) for loss in losses(np.eye(2)[:, :, None, None], None, [1, 2])]
+    [1.0, 0.0]
+    """
+    flat, H = weighted.checked(W, H)
+    for rank in ranks:
+        weighted.check_rank(rank, rank_max(W.shape, way))
+    tensor = flat.reshape(_modes(W.shape, way))
+    problem, state, found = Problem(tensor, H, steps), None, {}
+    for rank in sorted(set(ranks), reverse=True):
+        if rank == rank_max(W.shape, way):
+            found[rank] = 0.0
+            continue
+        near = tensor if H is None else _tucker(tensor, H, rank)
+        starts = [canonical.algebraic(near, rank)]
+        if state is not None:
+            strong = np.sort(np.argsort(-np.square(state.factors[0]).sum(0), kind="stable")[:rank])
+            starts.append((state.factors[0][:, strong], *(factor[strong] for factor in state.factors[1:])))
+        first = min((problem.solve(start) for start in starts), key=lambda one: one.loss)
+        state = problem.run(first, TOLD, TOLERANCE)
+        found[rank] = state.loss
+    return [found[rank] for rank in ranks]
 
 
 def correct(found: Cp, W: Array, H: Array | None, error: float, sweeps: int = 30, steps: int = STEPS) -> Cp:

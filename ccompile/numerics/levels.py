@@ -13,8 +13,7 @@ A table, or a scale, is shared by the whole matrix, by a row, or by a block of c
   vertex; columns in turn, all rows at once. L never rises (rounding by coordinate descent on the quadratic);
 * settle: with the codes as they are L is quadratic in the parameters: conjugate gradients. L never rises.
 
-A weight may be held at zero (`mask`), and a level may be charged for its code length (`price`): entropy-constrained
-quantisation, L + sum price[code] (Chou, Lookabaugh, Gray 1989; Choi et al. 2017, arXiv:1612.01543).
+A weight may be held at zero (`mask`).
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ SWEEPS = 6  # most sweeps of descent
 ROUNDS = 8  # most steps of conjugate gradients
 DAMPING = 1e-6  # of the mean diagonal, added for the factor that error feedback needs
 PROGRESS = 5e-3  # the share of the loss that a sweep must still gain
+EXACT = 2.0**-10  # what rounding to float16 may move a number, of the largest it stands with
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,17 +68,13 @@ class Structure:
         """Return what multiple."""
         raise NotImplementedError
 
-    def pick(self, wanted: Array, j: int, curvature: float) -> Array:
-        """Return the best code for wanted[o] in column j; `curvature`: what a squared distance costs there."""
+    def pick(self, wanted: Array, j: int) -> Array:
+        """Return the best code for wanted[o] in column j."""
         raise NotImplementedError
 
     def level(self, code: Array, j: int) -> Array:
         """Return the values of code[o] in column j, masked."""
         raise NotImplementedError
-
-    def charged(self) -> float:
-        """Return what the codes cost beside the loss."""
-        return 0.0
 
     def coded(self, code: Array) -> Self:
         """Return the structure with other codes."""
@@ -102,10 +98,9 @@ class Structure:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Coded(Structure):
-    """Values from tables[t, k] of ascending levels, padded with +inf; `price[t, k]`: what a code costs."""
+    """Values from tables[t, k] of ascending levels, padded with +inf."""
 
     tables: Array
-    price: Array | None = None
 
     @property
     def parameters(self) -> Array:
@@ -126,9 +121,8 @@ class Coded(Structure):
         """Return the same codes into other levels, sorted."""
         order = np.argsort(tables, axis=1, kind="stable")
         rank = np.argsort(order, axis=1, kind="stable")
-        price = None if self.price is None else np.take_along_axis(self.price, order, 1)
         code = rank[self.table, self.code].astype(np.int32)
-        return replace(self, tables=np.take_along_axis(tables, order, 1), code=code, price=price)
+        return replace(self, tables=np.take_along_axis(tables, order, 1), code=code)
 
     @property
     def place(self) -> Array:
@@ -146,25 +140,14 @@ class Coded(Structure):
         found = self.tables[self.column(self.table, j), code]
         return self.held(found, None if self.mask is None else self.mask[:, j])
 
-    def pick(self, wanted: Array, j: int, curvature: float) -> Array:
-        """Return the nearest level, of two as near the lower; or the cheapest, where levels have a price."""
+    def pick(self, wanted: Array, j: int) -> Array:
+        """Return the nearest level, of two as near the lower."""
         rows = self.column(self.table, j)
-        if self.price is not None:
-            total = curvature * np.square(self.tables[rows] - wanted[:, None]) + self.price[rows]
-            cheapest: Array = total.argmin(1)
-            return cheapest
         middles = (self.tables[:, 1:] + self.tables[:, :-1]) / 2
         if len(self.tables) == 1:
             return np.searchsorted(middles[0], wanted, side="left")
         nearest: Array = (wanted[:, None] > middles[rows]).sum(1)
         return nearest
-
-    def charged(self) -> float:
-        """Return the summed price of the codes."""
-        if self.price is None:
-            return 0.0
-        each = self.price[self.table, self.code]
-        return float(each.sum() if self.mask is None else each[self.mask].sum())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -210,7 +193,7 @@ class Scaled(Structure):
         found = self.pattern[code] * self.scale[self.column(self.table, j)]
         return self.held(found, None if self.mask is None else self.mask[:, j])
 
-    def pick(self, wanted: Array, j: int, curvature: float) -> Array:
+    def pick(self, wanted: Array, j: int) -> Array:
         """Return the nearest value's code, of two as near the lower."""
         scale = self.scale[self.column(self.table, j)]
         return self.nearest(wanted / np.where(scale > 0, scale, 1.0))
@@ -234,11 +217,6 @@ def loss(W: Array, H: Array | None, What: Array) -> float:
     return float((E * E).sum() if H is None else ((E @ H) * E).sum())
 
 
-def objective(part: Structure, W: Array, H: Array | None) -> float:
-    """Return the loss and what the codes are charged for."""
-    return loss(W, H, part.values) + part.charged()
-
-
 def factor(H: Array) -> Array:
     """Return upper U[d, d] with H^-1 = U^T U. Raises LinAlgError unless H is positive definite."""
     lower = scipy.linalg.cholesky(H[::-1, ::-1], lower=True)
@@ -249,12 +227,9 @@ def factor(H: Array) -> Array:
     return upper
 
 
-def round_to(part: S, W: Array, H: Array | None = None) -> S:
-    """Return the codes of the values that are nearest to W[o, d], or cheapest in the metric's diagonal."""
-    weight = np.ones(W.shape[1]) if H is None else H.diagonal()
-    return part.coded(
-        np.stack([part.pick(W[:, j], j, float(weight[j])) for j in range(W.shape[1])], 1).astype(np.int32)
-    )
+def round_to(part: S, W: Array, _: Array | None = None) -> S:
+    """Return the codes of the values that are nearest to W[o, d]."""
+    return part.coded(np.stack([part.pick(W[:, j], j) for j in range(W.shape[1])], 1).astype(np.int32))
 
 
 def feedback(part: S, W: Array, H: Array | None, order: Array | None = None) -> S:
@@ -262,26 +237,26 @@ def feedback(part: S, W: Array, H: Array | None, order: Array | None = None) -> 
 
     With H diagonal, or none, that is rounding. Of the results with and without feedback the better is returned.
     """
-    plain = round_to(part, W, H)
+    plain = round_to(part, W)
     if H is None:
         return plain
     order = np.argsort(-H.diagonal(), kind="stable") if order is None else order
-    U = factor(_positive(H)[np.ix_(order, order)])
+    U = factor(positive(H)[np.ix_(order, order)])
     left, code = W[:, order].copy(), np.empty(W.shape, np.int32)
     for begin in range(0, W.shape[1], BLOCK):
         end = min(begin + BLOCK, W.shape[1])
         errors = np.empty((len(W), end - begin))
         for j in range(begin, end):
             at = int(order[j])
-            code[:, at] = part.pick(left[:, j], at, H[at, at])
+            code[:, at] = part.pick(left[:, j], at)
             errors[:, j - begin] = (left[:, j] - part.level(code[:, at], at)) / U[j, j]
             left[:, j + 1 : end] -= np.outer(errors[:, j - begin], U[j, j + 1 : end])
         left[:, end:] -= errors @ U[begin:end, end:]
     found = part.coded(code)
-    return found if objective(found, W, H) <= objective(plain, W, H) else plain
+    return found if loss(W, H, found.values) <= loss(W, H, plain.values) else plain
 
 
-def _positive(H: Array) -> Array:
+def positive(H: Array) -> Array:
     """Return H with what makes it positive: DAMPING times its mean diagonal, and that mean where an input is dead."""
     mean = float(H.diagonal().mean()) or 1.0
     positive: Array = H + np.diag(np.where(H.diagonal() > 0, DAMPING * mean, mean))
@@ -293,7 +268,7 @@ def descend(part: S, W: Array, H: Array | None, sweeps: int = SWEEPS) -> S:
     if H is None:
         return round_to(part, W)
     code, What, diagonal = part.code.copy(), part.values, H.diagonal()
-    now = objective(part, W, H)
+    now = loss(W, H, part.values)
     for _ in range(sweeps):
         gradient, moved = (What - W) @ H, False
         for begin in range(0, W.shape[1], BLOCK):
@@ -302,7 +277,7 @@ def descend(part: S, W: Array, H: Array | None, sweeps: int = SWEEPS) -> S:
             for j in range(begin, end):
                 if diagonal[j] <= 0:
                     continue
-                code[:, j] = part.pick(What[:, j] - local[:, j - begin] / diagonal[j], j, diagonal[j])
+                code[:, j] = part.pick(What[:, j] - local[:, j - begin] / diagonal[j], j)
                 step = part.level(code[:, j], j) - What[:, j]
                 if step.any():
                     What[:, j] += step
@@ -311,7 +286,7 @@ def descend(part: S, W: Array, H: Array | None, sweeps: int = SWEEPS) -> S:
             if steps.any():
                 gradient += steps @ H[begin:end]
                 moved = True
-        before, now = now, objective(part.coded(code), W, H)
+        before, now = now, loss(W, H, part.coded(code).values)
         if not moved or before - now <= PROGRESS * before:
             break
     return part.coded(code)
@@ -388,3 +363,11 @@ class _Equations:
 
 def _times(E: Array, H: Array | None) -> Array:
     return E if H is None else E @ H
+
+
+def half(array: Array, largest: Array | float) -> Array:
+    """Return an array rounded to float16, where that is as exact as it should be beside `largest`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = array.astype(np.float16).astype(np.float64)
+        close = np.abs(rounded - array) <= EXACT * largest
+    return np.where(close & np.isfinite(rounded), rounded, array)

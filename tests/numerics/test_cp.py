@@ -160,3 +160,17 @@ def test_what_does_not_fit_is_refused() -> None:
     found = cp.fit(sample.W, sample.H, 2)
     with pytest.raises(ValueError, match="must be >="):
         cp.correct(found, sample.W, sample.H, 0.5 * found.error)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("data", [False, True])
+def test_a_curve_tells_about_what_fits_lose(way: Way, data: bool) -> None:
+    sample = layer(3, 8, 6)
+    H, most = sample.H if data else None, cp.rank_max(sample.W.shape, way)
+    ranks = [2, 5, 9, 14, most]
+    told = cp.losses(sample.W, H, ranks, way)
+    fitted = [cp.fit(sample.W, H, rank, way).loss for rank in ranks]
+    assert told[-1] == 0
+    assert list(np.diff(told) < 0) == [True] * 4
+    for a, b in zip(told[:3], fitted[:3], strict=True):
+        assert 0.8 * b <= a <= 1.5 * b

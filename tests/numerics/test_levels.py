@@ -291,20 +291,6 @@ def test_the_nearest_entry_of_a_pattern_is_found_and_the_ends_hold(pattern: tupl
     assert part.nearest(np.array([-0.5 * (abs(pattern[0]) + abs(pattern[1]))]))[0] == 0  # of two as near the lower
 
 
-def test_a_price_buys_shorter_codes() -> None:
-    rng = np.random.default_rng(0)
-    W, H = rng.standard_normal((6, 10)), np.diag(rng.uniform(0.5, 2, 10))
-    tables, price = np.array([[-1.0, 0.0, 1.0]]), np.array([[0.3, 0.0, 0.3]])
-    free = levels.round_to(
-        Coded(table=np.zeros((1, 1), np.int64), code=np.zeros(W.shape, np.int32), tables=tables), W, H
-    )
-    priced = levels.round_to(replace(free, price=price), W, H)
-    assert np.count_nonzero(priced.values) < np.count_nonzero(free.values)
-    cost = H.diagonal()[:, None] * np.square(tables - W[:, :, None]) + price
-    assert levels.objective(priced, W, H) == pytest.approx(float(cost.min(2).sum()))
-    assert priced.charged() == pytest.approx(0.3 * np.count_nonzero(priced.values))
-
-
 @pytest.mark.parametrize("dead", [(0,), (0, 3, 5)])
 def test_dead_inputs_and_a_singular_metric_are_no_trouble(dead: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
