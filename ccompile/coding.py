@@ -179,7 +179,7 @@ class Coding(Compression):
         """Fit all sites at all strengths that may be asked for."""
         tasks = [self._task(self._form(view, site), view) for site in sites]
         for site, task, lost in zip(sites, tasks, view.map(self.shares_lost, tasks), strict=True):
-            view.remember(("lost", site.nodes[0]), dict(zip(task.strengths, lost, strict=True)))
+            view.remember(("lost", self.pass_name(), site.nodes[0]), dict(zip(task.strengths, lost, strict=True)))
 
     def choices(self, site: Site, view: View) -> list[Choice]:
         """Return the layer as it is (strength 0), then strengths that store less; error is the share of power lost."""
@@ -189,7 +189,8 @@ class Coding(Compression):
         assert weight is not None
         task = self._task(form, view)
         losses = view.once(
-            ("lost", form.name), lambda: dict(zip(task.strengths, view.map(self.shares_lost, [task])[0], strict=True))
+            ("lost", self.pass_name(), form.name),
+            lambda: dict(zip(task.strengths, view.map(self.shares_lost, [task])[0], strict=True)),
         )
         macs = view.costs.nodes(view.model)[form.name][0] if view.costs is not None else weight.size
         whole = storage.stored_bytes(node.inputs[form.weight])
@@ -224,7 +225,7 @@ class Coding(Compression):
             view.calibration("Give `data.calibration`, or the step `statistics: weights`.")
             return fitting.metrics(view.observe(self._forms(view))[form.name], W, self.ridge)
 
-        return view.once(("metrics", form.name), compute)
+        return view.once(("metrics", self.pass_name(), form.name), compute)
 
     def _held(self, view: View, form: Layer) -> Array | None:
         W = linear.matrix(graph.node_named(view.graph, form.name), form)
@@ -236,7 +237,7 @@ class Coding(Compression):
         def forms() -> list[Layer]:
             return [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
 
-        return view.once("forms", forms)
+        return view.once(("forms", self.pass_name()), forms)
 
     def _form(self, view: View, site: Site) -> Layer:
         form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
@@ -338,8 +339,7 @@ class Coding(Compression):
         chosen = {site.nodes[0]: (site, choice) for site, choice in plan}
         if not chosen:
             return []
-        if view.target.holds("uint4") and view.target.newest >= decoding.NATIVE:
-            opsets.raise_to(view.model, decoding.NATIVE)  # where it can be: codes of 4 bits then need no unpacking
+        begin(view)
         was, before = fitting.forms(view.model), graph.copy(view.model)
         chain = view.calibration().chain(view.model, before) if self.statistics == "calibration" else None
         found: list[Site] = []
@@ -347,14 +347,14 @@ class Coding(Compression):
             name = str(node.name)
             if name in chosen:
                 view.tell(f"{len(found) + 1}/{len(chosen)} layers")
-                found.append(self._code(node, *chosen[name], None if chain is None else (was[name], chain), view))
+                found.append(self.code(node, *chosen[name], None if chain is None else (was[name], chain), view))
             elif found and chain is not None and self.refit and name in was:
                 fitting.refit_node(node, was[name], chain, self.ridge)
         graph.remove_dead(view.graph)
         view.changed()
         return found
 
-    def _code(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain] | None, view: View) -> Site:
+    def code(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain] | None, view: View) -> Site:
         """Code one layer, fitted on a walk through the data that has come to it, or without data to its weight."""
         form = linear.layer(node)
         assert isinstance(form, Layer)
@@ -399,6 +399,12 @@ class Coding(Compression):
         small = storage.smallest(plain, means, [part], more)
         storage.replace_weight(node, form.weight, small, means)
         return small
+
+
+def begin(view: View) -> None:
+    """Raise the opset where that can be and the target has it: codes of 4 bits then need no unpacking."""
+    if view.target.holds("uint4") and view.target.newest >= decoding.NATIVE:
+        opsets.raise_to(view.model, decoding.NATIVE)
 
 
 def _encoded(node: ir.Node, means: Means) -> Form:

@@ -4,13 +4,14 @@ For every layer and technique a curve strength -> error and cost is fitted, and 
 outputs is measured with that layer alone compressed. Of a layer's points only those that no cheaper one beats are
 candidates; cuts of channel groups shrink the layers on both sides, whether these are split or not. The set of choices
 with the least sum of impacts within the budget is found by Lagrangian descent and local moves on the joint cost, then
-priced on the real graph. Cuts are made first; then, in topological order, each layer is split or refitted,
+priced on the real graph. Cuts are made first; then, in topological order, each layer is split, coded or refitted,
 
     min E|Y - What X - b|^2   with the inputs X that the compressed graph makes and the outputs Y of the graph before.
 
 Fires:  where a technique of `among` does.
 Error:  measured on calibration data, per site and at the outputs.
-Cost:   the budget, of the source's macs, params, stored_bytes or seconds (estimated on the target).
+Cost:   the budget, of the source's macs, params, stored_bytes or seconds (estimated on the target). What codes weights
+        (cluster-weights, quantize-weights, ...) has its part in stored_bytes: mixed precision, layer by layer.
 Source: Shoham and Gersho 1988; Chen et al. 2023 (BALF-like budgets over ranks); Frantar and Alistarh 2022,
         arXiv:2201.13096 (SPDY); Zhang et al. 2015, arXiv:1505.06798 (sequential asymmetric fits).
 """
@@ -25,8 +26,9 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import fitting, graph, split_prices, surgery
+from ccompile import coding, fitting, graph, split_prices, storage, surgery
 from ccompile.analysis import linear
+from ccompile.coding import Coding
 from ccompile.core import Array, Budget, Candidate, Chain, Choice, Compression, Kind, Pass, Site, Skip, View
 from ccompile.errors import PassError
 from ccompile.fitting import Was
@@ -46,7 +48,8 @@ class Allocate(Compression):
 
     budget: Budget = Field(description="share of the source's macs, params, stored_bytes or seconds")
     among: tuple[str | dict[str, dict[str, Any]], ...] = Field(
-        min_length=1, description="techniques: prune-channels and splits, by name or with options"
+        min_length=1,
+        description="techniques, by name or with options: prune-channels, splits; for bytes what codes weights",
     )
     ridge: float | None = Field(
         None, ge=0, le=1, description="ridge of all fits, relative to each column's variance; by default as samples ask"
@@ -58,8 +61,10 @@ class Allocate(Compression):
         for entry in self.among:
             name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
             kind = find(name)
-            if not (issubclass(kind, Compression) and issubclass(kind, (Split, Cutter))):
-                raise ValueError(f"`{name}` cannot share a budget: prune-channels and the splits can")
+            if not (issubclass(kind, Compression) and issubclass(kind, (Split, Coding, Cutter))):
+                raise ValueError(f"`{name}` cannot share a budget: prune-channels, splits and what codes weights can")
+            if issubclass(kind, Coding) and self.budget.stored_bytes is None:
+                raise ValueError(f"`{name}` spends `stored_bytes`: it leaves parameters and multiply-adds as they are")
             if taken := OURS & set(options or {}):
                 raise ValueError(f"`{name}` in `among` takes no `{min(taken)}`: that is said once, for all techniques")
             common = {"keep": self.budget, "only": self.only, "skip": self.skip, "ridge": self.ridge}
@@ -140,7 +145,7 @@ class Allocate(Compression):
 
     def _slot_of(self, site: Site, view: View) -> str:
         """Return what a site decides on: a group of channels, or a layer."""
-        kind = "layer" if isinstance(self._members(view)[site.note], Split) else "channels"
+        kind = "layer" if isinstance(self._members(view)[site.note], (Split, Coding)) else "channels"
         return f"{kind} {site.nodes[0]}"
 
     def _slots(self, curves: Sequence[tuple[Site, Sequence[Choice]]], what: str, view: View) -> list[Slot]:
@@ -156,6 +161,11 @@ class Allocate(Compression):
                 assert isinstance(form, Layer)
                 slots[name], sides = Slot(name, (), layer=form), member.scales_with(form)
                 costs = [member.stage_costs(site, choice, what, own) for choice in choices[1:]]
+            elif isinstance(member, Coding):
+                form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
+                assert isinstance(form, Layer)
+                slots[name], sides = Slot(name, (), layer=form), ((True, True),)
+                costs = [(choice.stored_bytes,) for choice in choices[1:]]
             else:
                 assert isinstance(member, Cutter)
                 group, order = member.removal(site, own)
@@ -196,7 +206,8 @@ class Allocate(Compression):
                 assert isinstance(was, Layer)
                 if rank := member.rank_left(option.choice, was, node, view):
                     split_prices.hollow(member, node, rank)
-        return float(getattr(view.costs.report(trial), what))
+        coded = [option for option in done if isinstance(members[option.technique], Coding)]
+        return float(getattr(view.costs.report(trial), what)) - sum(_saved(option, trial, view) for option in coded)
 
     # -------------------------------------------------------------------------------- the fit
 
@@ -205,23 +216,26 @@ class Allocate(Compression):
         if not plan:
             return []
         members = self._members(view)
-        splits = {site.nodes[0]: (site, choice) for site, choice in plan if isinstance(members[site.note], Split)}
+        layers = {site.nodes[0]: (site, choice) for site, choice in plan if not isinstance(members[site.note], Cutter)}
+        if any(isinstance(members[site.note], Coding) for site, _ in layers.values()):
+            coding.begin(view)
         was, before = fitting.forms(view.model), graph.copy(view.model)
         found, rows, touched = self._cut([pair for pair in plan if isinstance(members[pair[0].note], Cutter)], view)
         chain, started = view.calibration().chain(view.model, before), False
         nodes = [node for node in view.graph if node.name in was]
         for index, node in enumerate(nodes):
             name = str(node.name)
-            started = started or name in splits or name in touched
+            started = started or name in layers or name in touched
             if not started:
                 continue
             view.tell(f"fit {index + 1}/{len(nodes)} layers")
             goal_of = Was(was[name].layer, rows.get(name))
-            made = self._split(node, *splits[name], (goal_of, chain), view) if name in splits else None
+            made = self._made(node, *layers[name], (goal_of, chain), view) if name in layers else None
             if made is not None:
                 found.append(made)
             else:
                 fitting.refit_node(node, goal_of, chain, self.ridge)
+        graph.remove_dead(view.graph)
         view.changed()
         return found
 
@@ -238,11 +252,23 @@ class Allocate(Compression):
         """Return what a technique made of a site, with its name and what was weighed."""
         return replace(made, note=f"{site.note}: {made.note}", candidates=self._weighed(site, view))
 
-    def _split(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain], view: View) -> Site | None:
-        """Split a layer, unless cuts have shrunk it so far that it costs no more whole."""
+    def _made(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain], view: View) -> Site | None:
+        """Code or split a layer; None where cuts have shrunk it so far that it costs no more whole."""
         member = self._members(view)[site.note]
+        if isinstance(member, Coding):
+            return self._told(site, member.code(node, site, choice, data, view), view)
         assert isinstance(member, Split)
         rank = member.rank_left(choice, data[0].layer, node, view)
         if not rank:
             return None
         return self._told(site, member.split(node, site, replace(choice, strength=float(rank)), data), view)
+
+
+def _saved(option: Option, trial: ir.Model, view: View) -> float:
+    """Return the bytes that coding a layer saves of what cuts have left of it."""
+    name = option.site.nodes[0]
+    was, now = (graph.node_named(model.graph, name) for model in (view.model, trial))
+    form = linear.layer(now)
+    assert isinstance(form, Layer)
+    before, left = (storage.stored_bytes(node.inputs[form.weight]) for node in (was, now))
+    return left - option.choice.stored_bytes * left / before

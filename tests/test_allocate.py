@@ -313,3 +313,39 @@ def test_members_are_found_by_name() -> None:
     step = Allocate.model_validate({"budget": {"macs": 0.5}, "among": ALL, **LOOSE})
     assert [member.pass_name() for member in step.members(registry.find)] == ALL
     assert builders.ZOO
+
+
+# ---------------------------------------------------------------------------------------------- coded weights
+
+CODED: list[Any] = ["cluster-weights", {"quantize-weights": {"scope": "tensor"}}, {"cluster-vectors": {"size": 2}}]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.15])
+@pytest.mark.parametrize("among", [CODED, ["prune-channels", "cluster-weights"], ["split-svd", "cluster-weights"]])
+def test_a_budget_of_bytes_is_shared_with_what_codes_weights(among: list[Any], share: float) -> None:
+    run = bench_of(chain())
+    run.step(0, member_of(among, {"stored_bytes": share}))
+    bytes_now = run.price(run.model).report.stored_bytes
+    assert bytes_now <= share * run.origin.cost.report.stored_bytes
+    assert any("bit" in site.note or "levels" in site.note for site in run.record.applied)
+
+
+def test_layers_get_bits_as_they_need_them() -> None:
+    """A layer whose outputs hardly count is coded in fewer bits than the one that they come from."""
+    net = Net(0)
+    x = net.input("x", ["N", 48])
+    quiet = net.node("Mul", net.dense(x, "quiet", 48, 48), net.constant(np.full(1, 1e-3, np.float32), "scale"))
+    run = bench_of(net.model(net.node("Add", net.dense(x, "loud", 48, 48), quiet)))
+    run.step(0, member_of(["cluster-weights"], {"stored_bytes": 0.2}))
+    levels = {site.nodes[0]: int(site.note.split()[1]) for site in run.record.applied}
+    assert levels["quiet"] < levels["loud"]
+
+
+def member_of(among: list[Any], budget: dict[str, float]) -> Allocate:
+    return Allocate.model_validate({"budget": budget, "among": among, **LOOSE})
+
+
+@pytest.mark.parametrize("name", ["cluster-weights", "quantize-weights", "cluster-vectors"])
+def test_codes_buy_no_multiply_adds(name: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` spends `stored_bytes`"):
+        Allocate(budget={"macs": 0.5}, among=(name,)).members(lambda name: registry.passes()[name])
