@@ -218,7 +218,7 @@ def one_taken(site: SiteRecord) -> bool:
 def test_splits_lose_less_than_the_cheaper_ones_on_the_frontier() -> None:
     run = allocated(chain(), {"macs": 0.6}, ["split-svd", "split-spatial", "split-tucker"])
     for site in run.record.applied:
-        impacts = [candidate.impact for candidate in site.candidates]
+        impacts = [candidate.impact or 0.0 for candidate in site.candidates]
         assert impacts == sorted(impacts, reverse=True)
 
 
