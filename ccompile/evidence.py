@@ -59,7 +59,7 @@ class ComparisonRecord(Record):
     @classmethod
     def of(cls, comparison: Comparison) -> ComparisonRecord:
         """Return the record of a comparison."""
-        outputs = tuple(OutputRecord(**_finite(asdict(output))) for output in comparison.outputs)
+        outputs = tuple(OutputRecord(**finite(asdict(output))) for output in comparison.outputs)
         return cls(samples=comparison.samples, outputs=outputs, needed=comparison.needed)
 
 
@@ -68,7 +68,7 @@ class CandidateRecord(Record):
 
     technique: str
     strength: float
-    error: float
+    error: float | None
     impact: float | None
     cost: float
     chosen: bool = False
@@ -158,7 +158,7 @@ class StepRecord(Record):
     cost: CostRecord | None
     nodes: int
     ops: dict[str, int]
-    change: ChangeRecord = ChangeRecord()
+    change: ChangeRecord | None = None
 
 
 class GateRecord(Record):
@@ -228,7 +228,7 @@ class Evidence(Record):
 
     def text(self) -> str:
         """Return the JSON text: stable key order, one trailing newline."""
-        return json.dumps(_finite(self.model_dump(mode="json")), indent=1, allow_nan=False) + "\n"
+        return json.dumps(finite(self.model_dump(mode="json")), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Evidence:
@@ -242,14 +242,14 @@ class Evidence(Record):
             raise DataError(f"not an evidence file of schema {SCHEMA}: {first}", str(path)) from error
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return plain data with infinities and NaN as None, as JSON has none."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

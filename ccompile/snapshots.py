@@ -97,11 +97,11 @@ def _node(node: ir.Node) -> NodeRecord:
     return NodeRecord(name=str(node.name), op=kind, reads=tuple(reads), makes=makes, weights=tuple(weights))
 
 
-def change_of(before: ir.Model, after: ir.Model) -> ChangeRecord:
-    """Return how the graph after differs from the one before; nothing where either has more than NODES."""
+def change_of(before: ir.Model, after: ir.Model) -> ChangeRecord | None:
+    """Return how the graph after differs from the one before; None where either has more than NODES."""
     old, new = ({node.name: node for node in nodes_of(model)} for model in (before, after))
-    if not old or not new:
-        return ChangeRecord()
+    if max(len(before.graph), len(after.graph)) > NODES:
+        return None
     changed = tuple(node for name, node in new.items() if old.get(name) != node)
     return ChangeRecord(removed=tuple(name for name in old if name not in new), changed=changed)
 

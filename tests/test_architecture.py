@@ -80,6 +80,10 @@ LAYERS = [
     ["ccompile.evidence", "ccompile.contracts", "ccompile.request"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff", "ccompile.accounting", "ccompile.packing"],
     ["ccompile.report", "ccompile.reference", "ccompile.packing_report"],
+    ["ccompile.lineage"],
+    ["ccompile.page_data"],
+    ["ccompile.page_summary"],
+    ["ccompile.page"],
     ["ccompile.cli"],
     ["ccompile.__main__"],
 ]

@@ -61,7 +61,7 @@ def test_an_applied_site_carries_its_curve_with_the_rank_that_was_taken() -> Non
     (site,) = run.record.applied
     (taken,) = [one for one in site.candidates if one.chosen]
     assert (taken.technique, taken.strength) == ("split-svd", 5)
-    errors = [one.error for one in site.candidates]
+    errors = [one.error or 0.0 for one in site.candidates]
     assert errors == sorted(errors, reverse=True)  # cheapest first
 
 
