@@ -13,7 +13,7 @@ from ccompile.comparison import Running
 from ccompile.recording import HELD_BYTES, runs_within
 from ccompile.runtime import Feeds, Settings
 
-SAMPLES = 8  # of the first verification batch
+SAMPLES = 4  # of the first verification batch
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
 

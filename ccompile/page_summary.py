@@ -24,10 +24,12 @@ def duration(value: float) -> str:
 _COSTS = (
     ("stored_bytes", "Weights stored", size),
     ("params", "Parameters", count),
+    ("nonzero", "Weights not zero", count),
     ("macs", "Multiply-adds", count),
     ("seconds", "Estimated time", duration),
     ("peak_activation_bytes", "Peak activations", size),
 )
+_TELLING = 0.05
 _SAME = 0.0005  # shares of the source that read as 0.0 %
 
 
@@ -94,6 +96,8 @@ def gains(evidence: Evidence) -> list[Tile]:
     for name, label, form in _COSTS:
         was, now = float(getattr(before, name)), float(getattr(after, name))
         share = now / was if was else 1.0
+        if name == "nonzero" and abs(share - after.params / max(before.params, 1)) < _TELLING:
+            continue  # says what the parameters say
         found.append(Tile(label, change(share), _pair(was, now, form), _tone(share), share))
     if raced := evidence.timing.get("measured"):
         between = f"quartiles {raced['low']:.2f} to {raced['high']:.2f}, {raced['rounds']} pairs"

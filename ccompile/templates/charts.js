@@ -5,10 +5,14 @@ function panel(title, note, ...children) {
 function fitted(draw, least = 240) {
   const host = el("div");
   let last = 0;
-  new ResizeObserver(() => {
+  function fit() {
     const width = Math.max(least, Math.floor(host.clientWidth));
-    if (width !== last) requestAnimationFrame(() => { last = width; host.replaceChildren(draw(width)); });
-  }).observe(host);
+    if (width === last || !host.isConnected) return;
+    last = width;
+    host.replaceChildren(draw(width));
+  }
+  queueMicrotask(fit);  // when what is being built has its place
+  new ResizeObserver(() => requestAnimationFrame(fit)).observe(host);
   return host;
 }
 function legend(items) {
@@ -57,9 +61,11 @@ function progressChart(title, note, labels, series, form, log = false) {
     gridlines(box, ticks, y, log ? power : form);
     series.forEach(([name, values], at) => {
       const points = values.map((value, index) => [x(index), value, index]).filter(([, value]) => isNumber(value) && (!log || value > 0));
-      box.root.append(svg("path", { class: "line s" + at, d: points.map(([px, value], index) => (index ? "L" : "M") + px + " " + y(value)).join("") }));
+      const same = ([, others]) => others.every((value, index) => Math.abs(value - values[index]) < 0.01 * (most - least));
+      const under = series.slice(at + 1).filter(same).length;  // lines that coincide show one inside the other
+      box.root.append(svg("path", { class: "line s" + at, "stroke-width": 1.8 + 2.2 * under, d: points.map(([px, value], index) => (index ? "L" : "M") + px + " " + y(value)).join("") }));
       for (const [px, value, index] of points) {
-        box.root.append(svg("circle", { class: "dot s" + at, cx: px, cy: y(value), r: 3.5, mousemove: (event) => showTip(event, labels[index] + "\n" + name + " " + form(value)), mouseleave: hideTip }));
+        box.root.append(svg("circle", { class: "dot s" + at, cx: px, cy: y(value), r: 3.5 + 1.2 * under, mousemove: (event) => showTip(event, labels[index] + "\n" + name + " " + form(value)), mouseleave: hideTip }));
       }
     });
     const every = Math.ceil((labels.length * 30) / (box.right - box.left));
@@ -77,7 +83,7 @@ function layerChart(measure, find) {
   const most = Math.max(...before, ...after) || 1, drifts = layers.map((one) => one.drift);
   const known = drifts.filter((value) => isNumber(value) && value > 0);
   const draw = (space) => {
-    const step = Math.max(4, Math.min(36, (space - 62) / layers.length)), width = Math.max(space, step * layers.length + 62);
+    const step = Math.max(4, Math.min(64, (space - 62) / layers.length)), width = Math.max(space, step * layers.length + 62);
     const box = frame(width, known.length ? 270 : 170, `${measure.long} and drift of ${layers.length} layers; the table below has the numbers`, 50);
     const floor = 146, x = (index) => box.left + index * step, bars = (values, share) => values.map((value, index) => {
       const height = (value / most) * (floor - 14), side = (step * (1 - share)) / 2;
@@ -89,7 +95,7 @@ function layerChart(measure, find) {
       const ticks = logTicks(Math.max(Math.min(...known), 1e-9), Math.max(...known)), low = Math.log10(ticks[0]), high = Math.log10(Math.max(ticks[ticks.length - 1], ...known));
       const y = (value) => scale(low, high, 258, 176)(Math.log10(Math.max(value, ticks[0])));
       gridlines(box, ticks, y, power);
-      drifts.forEach((value, index) => { if (isNumber(value)) box.root.append(svg("circle", { class: "dot s1", cx: x(index) + step / 2, cy: y(value), r: Math.min(3.2, step / 2) })); });
+      drifts.forEach((value, index) => { if (value > 0) box.root.append(svg("circle", { class: "dot s1", cx: x(index) + step / 2, cy: y(value), r: Math.min(3.2, step / 2) })); });
     }
     const cursor = svg("rect", { class: "hit", y: 8, width: step, height: box.bottom + 14, x: -99 });
     const at = (event) => Math.floor((event.clientX - box.root.getBoundingClientRect().left - box.left) / step);

@@ -45,12 +45,18 @@ function layerTable() {
   });
 }
 
+function mostChanged() {
+  const sum = (which, measure) => data.layers.reduce((total, one) => total + one[which][measure.index], 0);
+  const shares = MEASURES.map((measure) => Number((sum("after", measure) / (sum("before", measure) || 1)).toFixed(2)));
+  return shares.indexOf(Math.min(...shares));
+}
 function layerCharts(table) {
   const host = document.getElementById("layer-charts");
   if (!table) return;
   const chart = el("div"), show = (index) => chart.replaceChildren(layerChart(MEASURES[index], (name) => table.find(name)));
-  host.replaceChildren(el("div", { class: "controls" }, segments(MEASURES.map((one) => one.name), 0, show, "Measure of cost")), chart);
-  show(0);
+  const first = mostChanged();
+  host.replaceChildren(el("div", { class: "controls" }, segments(MEASURES.map((one) => one.name), first, show, "Measure of cost")), chart);
+  show(first);
 }
 
 function siteDetails(site) {
