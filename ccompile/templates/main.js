@@ -72,13 +72,14 @@ function siteTable() {
     host.replaceChildren(el("p", { class: "empty" }, "No pass found a place to act on, or one to leave alone."));
     return;
   }
+  const weighed = data.sites.some((one) => isNumber(one.impact));
   const lost = (one) => (isNumber(one.measured) ? one.measured : one.error);
   const columns = [
     { label: "Site", class: "name", key: (one) => one.names[0], cell: (one) => (one.names.length > 1 ? `${one.names[0]} and ${one.names.length - 1} more` : one.names[0]) },
     { label: "Pass", key: (one) => one.step, cell: (one) => stepTags([one.step]) },
     { label: "Outcome", key: (one) => (data.undone[one.step] && one.acted ? 1 : one.acted ? 0 : 2), cell: (one) => (one.acted ? el("span", { class: "chip " + (data.undone[one.step] ? "warn" : "good") }, data.undone[one.step] ? "undone" : "acted") : el("span", { class: "dim" }, "left alone")) },
     { label: "Error", numeric: true, key: lost, cell: (one) => number(lost(one)) },
-    { label: "Impact", numeric: true, key: (one) => one.impact, cell: (one) => number(one.impact) },
+    ...(weighed ? [{ label: "Impact", numeric: true, key: (one) => one.impact, cell: (one) => number(one.impact) }] : []),
     { label: "Cost left", numeric: true, key: (one) => one.share, cell: (one) => (isNumber(one.share) ? el("span", { title: UNITS[one.unit] || "" }, percent(one.share)) : "–") },
     { label: "What", class: "note", key: (one) => one.note, cell: (one) => one.note },
   ];
