@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ccompile import blas
-from ccompile.core import Choice, Compression, Pass, PassResult, Rewrite, Site, Skip, View
+from ccompile.core import Candidate, Choice, Compression, Pass, PassResult, Rewrite, Site, Skip, View
+from ccompile.curves import weighed
 from ccompile.errors import PassError
 
 
@@ -41,9 +43,28 @@ def _compress(step: Compression, view: View, ease: float) -> PassResult:
     chosen = softer.plan(curves, view)
     if ease and softer is step:
         chosen = [_milder(site, choices, pick, ease) for (site, choices), pick in zip(curves, chosen, strict=True)]
-    skipped += [pick for pick in chosen if isinstance(pick, Skip)]
-    plan = [(site, pick) for (site, _), pick in zip(curves, chosen, strict=True) if isinstance(pick, Choice)]
-    return PassResult(tuple(step.apply_all(plan, view)), tuple(skipped))
+    plan: list[tuple[Site, Choice]] = []
+    offered: dict[str, tuple[Candidate, ...]] = {}
+    nothing: dict[str, tuple[Candidate, ...]] = {}
+    tells = bool(view.once("weighed", lambda: nothing))  # a pass that weighs several techniques tells it by itself
+    for (site, choices), pick in zip(curves, chosen, strict=True):
+        taken = pick if isinstance(pick, Choice) else None
+        told = () if tells else weighed(step, choices, taken)
+        if isinstance(pick, Skip):
+            skipped.append(replace(pick, candidates=pick.candidates or told))
+        else:
+            plan.append((site, pick))
+            offered[_place(site)] = told
+    applied = (
+        replace(made, candidates=made.candidates or offered.get(_place(made), ()))
+        for made in step.apply_all(plan, view)
+    )
+    return PassResult(tuple(applied), tuple(skipped))
+
+
+def _place(site: Site) -> str:
+    """Return what a site and what was made of it have in common."""
+    return site.output or site.nodes[0]
 
 
 def _milder(site: Site, choices: Sequence[Choice], pick: Choice | Skip, ease: float) -> Choice | Skip:

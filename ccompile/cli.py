@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from ccompile.diff import Given
+    from ccompile.evidence import Evidence
     from ccompile.pipeline import Progress
     from ccompile.tolerance import Tolerance
 
@@ -80,6 +81,7 @@ def cli() -> None:
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a spec value: passes.split-svd.rank=8.")
 @click.option("--dump", type=_FILE, metavar="DIR", help="Write the model after each step into DIR.")
 @click.option("--evidence", type=_FILE, metavar="FILE", help="Where the evidence goes [OUT.evidence.json].")
+@click.option("--report", "page", type=_FILE, metavar="FILE", help="Write the evidence as an HTML page, too.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="Threads; 0: all cores.")
 @click.option(
@@ -99,6 +101,7 @@ def compile_command(
     sets: tuple[str, ...],
     dump: Path | None,
     evidence: Path | None,
+    page: Path | None,
     seed: int,
     threads: int,
     jobs: int,
@@ -111,9 +114,11 @@ def compile_command(
     from ccompile.request import Request
     from ccompile.spec import load
 
-    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs)
+    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs, page)
     with _progress(quiet) as progress:
         result = pipeline.compile_model(request, progress)
+    if page is not None:
+        _write_page(result, page)
     if not quiet:
         if verbose:
             _echo(report.evidence_summary(result))
@@ -123,6 +128,25 @@ def compile_command(
         if failed or not quiet:
             _echo(line, err=failed)
     return BROKEN if failed else OK
+
+
+@cli.command("report")
+@click.argument("evidence", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="Where the page goes.")
+def report_command(evidence: Path, output: Path) -> int:
+    """Show EVIDENCE as one HTML page that works without a network."""
+    from ccompile.evidence import Evidence
+
+    if output.resolve() == evidence.resolve():
+        raise SpecError("the page would overwrite the evidence", str(output), "Choose another path.")
+    _write_page(Evidence.read(evidence), output)
+    return OK
+
+
+def _write_page(evidence: Evidence, path: Path) -> None:
+    from ccompile import disk, page
+
+    disk.write_text(path, page.render(evidence))
 
 
 @cli.command()

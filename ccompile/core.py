@@ -28,15 +28,17 @@ T = TypeVar("T")
 class Candidate:
     """What was weighed at a site: a technique at a strength, what it loses there and of the outputs, and its cost.
 
-    `error` is the share of the site's power lost, `impact` what that does to the outputs, `cost` in the budget's unit.
+    `error` is the share of the site's power lost, `impact` what that does to the outputs, where that was measured, and
+    `cost` is in `unit`, a measure of CostReport.
     """
 
     technique: str
     strength: float
     error: float
-    impact: float
+    impact: float | None
     cost: float
     chosen: bool = False
+    unit: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,23 +15,18 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from ccompile import __version__
 from ccompile.core import Candidate, CostReport, Site, Skip
 from ccompile.data import DataSet
 from ccompile.errors import DataError
 from ccompile.sites import SiteError
+from ccompile.snapshots import ChangeRecord, LayerRecord, NodeRecord, Record, WeightRecord
 from ccompile.tolerance import Comparison, Tolerance
 
 SCHEMA = 1
 Verdict = Literal["kept", "weakened", "reverted", "failed"]
-
-
-class Record(BaseModel):
-    """Base of everything in the evidence file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class OutputRecord(Record):
@@ -64,7 +59,7 @@ class ComparisonRecord(Record):
     @classmethod
     def of(cls, comparison: Comparison) -> ComparisonRecord:
         """Return the record of a comparison."""
-        outputs = tuple(OutputRecord(**_finite(asdict(output))) for output in comparison.outputs)
+        outputs = tuple(OutputRecord(**finite(asdict(output))) for output in comparison.outputs)
         return cls(samples=comparison.samples, outputs=outputs, needed=comparison.needed)
 
 
@@ -73,10 +68,11 @@ class CandidateRecord(Record):
 
     technique: str
     strength: float
-    error: float
-    impact: float
+    error: float | None
+    impact: float | None
     cost: float
     chosen: bool = False
+    unit: str = ""
 
 
 def _candidates(found: Sequence[Candidate]) -> tuple[CandidateRecord, ...]:
@@ -92,9 +88,11 @@ class SiteRecord(Record):
     measured: float | None = None
     relative_error: float | None = None
     candidates: tuple[CandidateRecord, ...] = ()
+    output: str = ""
+    weight: WeightRecord | None = None
 
     @classmethod
-    def of(cls, site: Site, error: SiteError | None, unmeasured: str) -> SiteRecord:
+    def of(cls, site: Site, error: SiteError | None, unmeasured: str, weight: WeightRecord | None = None) -> SiteRecord:
         """Return the record of a site, with what was measured there, or why its bound was not."""
         notes = (site.note, f"bound not measured: {unmeasured}" if unmeasured else "")
         return cls(
@@ -104,6 +102,8 @@ class SiteRecord(Record):
             measured=None if error is None else error.gain,
             relative_error=None if error is None else error.relative,
             candidates=_candidates(site.candidates),
+            output=site.output,
+            weight=weight,
         )
 
 
@@ -158,6 +158,7 @@ class StepRecord(Record):
     cost: CostRecord | None
     nodes: int
     ops: dict[str, int]
+    change: ChangeRecord | None = None
 
 
 class GateRecord(Record):
@@ -220,11 +221,14 @@ class Evidence(Record):
     final: ComparisonRecord | None
     survey: Mapping[str, float | None]
     gates: tuple[GateRecord, ...]
-    timing: dict[str, Any] = {}
+    graph: tuple[NodeRecord, ...] = ()
+    source_layers: tuple[LayerRecord, ...] = ()
+    layers: tuple[LayerRecord, ...] = ()
+    timing: dict[str, Any] = Field(default_factory=dict)
 
     def text(self) -> str:
         """Return the JSON text: stable key order, one trailing newline."""
-        return json.dumps(_finite(self.model_dump(mode="json")), indent=1, allow_nan=False) + "\n"
+        return json.dumps(finite(self.model_dump(mode="json")), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Evidence:
@@ -238,14 +242,14 @@ class Evidence(Record):
             raise DataError(f"not an evidence file of schema {SCHEMA}: {first}", str(path)) from error
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return plain data with infinities and NaN as None, as JSON has none."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

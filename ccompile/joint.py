@@ -17,10 +17,9 @@ import numpy as np
 from ccompile.analysis import cuts
 from ccompile.analysis.channels import Group
 from ccompile.core import Array, Candidate, Choice, Site, View
+from ccompile.curves import told
 from ccompile.moments import Layer
 from ccompile.stages import Sides
-
-TOLD = 24  # candidates of a slot that the evidence tells
 
 
 @runtime_checkable
@@ -82,22 +81,24 @@ def frontier(options: Sequence[Option]) -> tuple[Option, ...]:
     return whole, *kept[::-1]
 
 
-def candidates(slot: Slot, chosen: Option) -> tuple[Candidate, ...]:
-    """Return what was weighed at a slot, as the evidence tells it, cheapest first; of many, TOLD spread evenly."""
-    found = [
-        Candidate(
-            option.technique if index else "none",
-            option.choice.strength,
-            option.choice.error,
-            option.impact,
-            sum(option.stages) if option.stages else float(option.choice.macs),
-            option is chosen,
-        )
-        for index, option in enumerate(slot.options)
-    ]
-    found.sort(key=lambda candidate: candidate.cost)
-    step = -(-len(found) // TOLD)
-    return tuple(one for index, one in enumerate(found) if one.chosen or index % step == 0 or index == len(found) - 1)
+def candidates(slot: Slot, chosen: Option, budget: str) -> tuple[Candidate, ...]:
+    """Return what was weighed at a slot under a budget, as the evidence tells it."""
+    unit, costs = _costs(slot, budget)
+    found = []
+    for index, (option, cost) in enumerate(zip(slot.options, costs, strict=True)):
+        name, choice = option.technique if index else "none", option.choice
+        found.append(Candidate(name, choice.strength, choice.error, option.impact, cost, option is chosen, unit))
+    return told(found)
+
+
+def _costs(slot: Slot, budget: str) -> tuple[str, list[float]]:
+    """Return what the options of a slot cost, and in which measure: multiply-adds where they lack the budget's."""
+    if budget == "stored_bytes":
+        staged = (sum(option.stages) / option.choice.params for option in slot.options if any(option.stages))
+        size = next(staged, 4.0)  # bytes of a parameter
+        return budget, [sum(option.stages) or option.choice.params * size for option in slot.options]
+    found = [sum(option.stages) or float(getattr(option.choice, budget)) for option in slot.options]
+    return (budget, found) if all(found) else ("macs", [float(option.choice.macs) for option in slot.options])
 
 
 class JointCost:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import __version__, contracts, cost, disk, graph, registry, runtime
+from ccompile import __version__, contracts, cost, disk, drift, graph, registry, runtime, snapshots
 from ccompile import target as targets
 from ccompile.acting import act
 from ccompile.analysis.shapes import ValueType, infer
@@ -332,8 +332,14 @@ class _Run:
     def _record(self, index: int, step: Pass, attempt: _Attempt, verdict: Verdict, reason: str) -> StepRecord:
         result = attempt.result
         errors = {error.site: error for error in attempt.sites}
-        sites = [SiteRecord.of(s, errors.get(s), attempt.unmeasured.get(s, "")) for s in result.applied]
         state = attempt.state
+        weights = {}
+        if step.kind == "lossy":
+            weights = snapshots.weights_of(self.state.model, attempt.model, result.applied)
+        sites = [
+            SiteRecord.of(site, errors.get(site), attempt.unmeasured.get(site, ""), weights.get(site))
+            for site in result.applied
+        ]
         nodes = list((state or self.state).model.graph)
         return StepRecord(
             index=index + 1,
@@ -352,7 +358,14 @@ class _Run:
             cost=CostRecord.of(state.cost.report) if state is not None else None,
             nodes=len(nodes),
             ops=dict(sorted(collections.Counter(node.op_type for node in nodes).items())),
+            change=snapshots.change_of(self.state.model, attempt.model),
         )
+
+    def _drifts(self) -> dict[str, float]:
+        """Return how far the values that layers make are from the source's, on a few samples."""
+        source, state = self.origin, self.state
+        feeds, _ = runtime.one_sample(next(iter(self._feeds())), source.model, drift.SAMPLES)
+        return drift.drifts(source.model, state.model, (source.types, state.types), feeds, self.settings)
 
     def finish(self, start: float) -> Evidence:
         """Judge the gates, check the target, write model and evidence."""
@@ -440,6 +453,9 @@ class _Run:
             final=None if judged.final is None else ComparisonRecord.of(judged.final),
             survey=cost.survey_metrics(self.origin.cost.report, self.state.cost.report),
             gates=judged.gates,
+            graph=snapshots.nodes_of(self.source.model),
+            source_layers=snapshots.layers_of(self.origin.cost, {}),
+            layers=snapshots.layers_of(self.state.cost, self._drifts()),
             timing=timing,
         )
 

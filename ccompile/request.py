@@ -25,6 +25,7 @@ class Request:
     threads: int = 0
     measure: bool = False
     jobs: int = 1
+    report: Path | None = None
 
     @property
     def evidence_path(self) -> Path:
@@ -46,7 +47,7 @@ def check_paths(request: Request) -> None:
             taken[real] = what
             if output.is_dir():
                 raise CcompileError(f"{what} is a folder", str(output), "Name a file.")
-        for output, what in ((request.output, "the output"), (request.evidence_path, "the evidence")):
+        for output, what in _files(request):
             if not output.parent.is_dir():
                 raise CcompileError(f"the folder of {what} does not exist", str(output.parent), "Make it first.")
             disk.probe(output)
@@ -79,9 +80,15 @@ def _inputs(request: Request) -> Iterable[tuple[Path, str]]:
             yield request.spec.base / str(source.labels), "the labels"
 
 
-def _outputs(request: Request) -> Iterable[tuple[Path, str]]:
+def _files(request: Request) -> Iterable[tuple[Path, str]]:
     yield request.output, "the output"
     yield request.evidence_path, "the evidence"
+    if request.report is not None:
+        yield request.report, "the report"
+
+
+def _outputs(request: Request) -> Iterable[tuple[Path, str]]:
+    yield from _files(request)
     if request.dump is not None:
         for index, step in enumerate(request.spec.passes):
             yield request.dump / dump_name(index, step), "a dumped model"

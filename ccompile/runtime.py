@@ -338,8 +338,8 @@ def part_of(
     return part
 
 
-def one_sample(feeds: Feeds, model: ir.Model) -> tuple[dict[str, Any], bool]:
-    """Return the feeds cut to one sample, and whether there was a batch axis to cut.
+def one_sample(feeds: Feeds, model: ir.Model, samples: int = 1) -> tuple[dict[str, Any], bool]:
+    """Return the feeds cut to one sample, or at most `samples`, and whether there was a batch axis to cut.
 
     The batch axis is every axis with the symbol of the first open leading axis; without a symbol, the leading axis of
     all inputs, if no input has another open axis only. Otherwise the feeds stay whole (recurrent state, for example).
@@ -360,7 +360,7 @@ def one_sample(feeds: Feeds, model: ir.Model) -> tuple[dict[str, Any], bool]:
             cut[name] = value
             continue
         axes = [axis for axis, dim in enumerate(dims) if (dim == symbol if symbol else axis == 0 and dim is None)]
-        cut[name] = value[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(value.ndim))]
+        cut[name] = value[tuple(slice(0, samples) if axis in axes else slice(None) for axis in range(value.ndim))]
     return cut, True
 
 

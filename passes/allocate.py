@@ -123,7 +123,7 @@ class Allocate(Compression):
         chosen = self._spend(slots, what, share * float(getattr(view.costs.source, what)), view)
         taken = {id(option.site): option.choice for option in chosen}
         pairs = list(zip(slots, chosen, strict=True))
-        view.remember("weighed", {slot.name: candidates(slot, option) for slot, option in pairs})
+        view.remember("weighed", {slot.name: candidates(slot, option, what) for slot, option in pairs})
         left = {slot.name for slot, option in pairs if option is slot.options[0]}
         found: list[Choice | Skip] = []
         seen: set[str] = set()

@@ -75,7 +75,7 @@ def share(run: driver.Bench, what: str) -> float:
 def chosen_impact(run: driver.Bench) -> float:
     """The sum of what the chosen candidates do to the outputs."""
     weighed = {site.candidates for site in run.record.applied} | {skip.candidates for skip in run.record.skipped}
-    return sum(c.impact for candidates in weighed for c in candidates if c.chosen)
+    return sum(c.impact or 0.0 for candidates in weighed for c in candidates if c.chosen)
 
 
 @pytest.mark.parametrize("what", ["macs", "params", "stored_bytes", "seconds"])
@@ -218,7 +218,7 @@ def one_taken(site: SiteRecord) -> bool:
 def test_splits_lose_less_than_the_cheaper_ones_on_the_frontier() -> None:
     run = allocated(chain(), {"macs": 0.6}, ["split-svd", "split-spatial", "split-tucker"])
     for site in run.record.applied:
-        impacts = [candidate.impact for candidate in site.candidates]
+        impacts = [candidate.impact or 0.0 for candidate in site.candidates]
         assert impacts == sorted(impacts, reverse=True)
 
 
