@@ -230,6 +230,49 @@ class Bitmask:
 
 
 @dataclass(frozen=True, eq=False)
+class Outliers:
+    """A codebook's array, but values[n] at the ascending places where[n] of it, which are stored as gaps."""
+
+    table: Codebook
+    where: Array
+    values: Array
+
+    @property
+    def _gaps(self) -> Array:
+        gaps = np.diff(self.where, prepend=0)
+        return gaps.astype(np.uint8 if gaps.max() < 256 else np.uint16 if gaps.max() < 65_536 else np.int32)
+
+    @property
+    def ops(self) -> frozenset[str]:
+        """Return what decodes the codebook's array, and what puts the others in."""
+        return self.table.ops | {"Cast", "CumSum", "Reshape", "ScatterElements"}
+
+    @property
+    def name(self) -> str:
+        """Return what it is, and how many there are."""
+        return f"{self.table.name}, {len(self.where)} outliers"
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the codebook's array, gaps, values and nodes."""
+        values, halved = _half(self.values)
+        return self.table.nbytes + self._gaps.nbytes + values.nbytes + overhead(5 + halved, 3)
+
+    def put(self, at: Place) -> ir.Value:
+        """Add the codebook's array, gaps and values, and what puts them in."""
+        shape, flat = self.table.shape, at.shared("flat", np.array([-1], np.int64))
+        values, halved = _half(self.values)
+        others = at.constant("outliers", values)
+        if halved:
+            others = at.node("Cast", [others], to=ir.DataType.from_numpy(self.values.dtype).value)
+        gaps = at.node("Cast", [at.constant("gaps", self._gaps)], to=onnx.TensorProto.INT32)
+        where = at.node("CumSum", [gaps, at.shared("axis", np.array(0, np.int64))])
+        array = at.node("Reshape", [self.table.put(at), flat])
+        found = at.node("ScatterElements", [array, where, others], axis=0)
+        return at.node("Reshape", [found, at.shared(dims(shape), np.array(shape, np.int64))])
+
+
+@dataclass(frozen=True, eq=False)
 class Sparse:
     """The array as a sparse initializer."""
 

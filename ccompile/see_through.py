@@ -91,6 +91,17 @@ def _gather_elements(node: ir.Node, arrays: Sequence[Array | None]) -> Array | N
     return np.take_along_axis(data[around], np.where(indices < 0, indices + data.shape[axis], indices), axis)
 
 
+def _scatter_elements(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
+    data, indices, updates = arrays[0], arrays[1], arrays[2]
+    if data is None or indices is None or updates is None or attribute(node, "reduction", "none") != "none":
+        return None
+    found, axis = data.copy(), attribute(node, "axis", 0) % data.ndim
+    where = list(np.indices(indices.shape))
+    where[axis] = np.where(indices < 0, indices + data.shape[axis], indices)
+    found[tuple(where)] = updates
+    return found
+
+
 def _multiply(node: ir.Node, arrays: Sequence[Array | None]) -> Array | None:
     return None if arrays[0] is None or arrays[1] is None else np.multiply(arrays[0], arrays[1])
 
@@ -173,6 +184,7 @@ SEE_THROUGH: dict[str, Callable[[ir.Node, Sequence[Array | None]], Array | None]
     "ConstantOfShape": _filled,
     "Gather": _gather,
     "GatherElements": _gather_elements,
+    "ScatterElements": _scatter_elements,
     "Mul": _multiply,
     "Add": _add,
     "Range": _range,
@@ -182,4 +194,5 @@ SEE_THROUGH: dict[str, Callable[[ir.Node, Sequence[Array | None]], Array | None]
     "MatMulInteger": _multiply_integers,
     "CumSum": _cumulate,
 }
-ENCODED = ("Cast", "DequantizeLinear", "Gather", "GatherElements", "Mul")  # a smaller form of the weight stands before
+# A smaller form of the weight stands before one of these.
+ENCODED = ("Cast", "DequantizeLinear", "Gather", "GatherElements", "ScatterElements", "Mul")

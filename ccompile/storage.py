@@ -7,6 +7,7 @@ codebook   ascending levels[k] and a code per weight              Gather
 codebooks  levels[a, k, c] of the slices [a, :, c] of [a, b, c]   GatherElements
 blocks     vectors[k, v] and a code per block of v weights        Gather
 grid       integers and a scale per slice                         Cast, Mul
+outliers   a codebook's array, gaps between the others, values    CumSum, ScatterElements
 bitmask    one bit per weight, and the weights that are not zero  CumSum, Gather
 sparse     index and value of the weights that are not zero       (a sparse initializer)
 
@@ -24,7 +25,7 @@ import onnx_ir as ir
 from ccompile import graph
 from ccompile.core import Array
 from ccompile.decoding import OLDEST, Form, Means, Place, Sliced
-from ccompile.forms import Bitmask, Blocks, Codebook, Plain, Sparse
+from ccompile.forms import Bitmask, Blocks, Codebook, Outliers, Plain, Sparse
 
 LEVELS = 256  # most values of one codebook
 
@@ -67,6 +68,21 @@ def blocks(array: Array, means: Means, size: int, turned: bool = False) -> Block
         return None
     vectors = rows.reshape(-1, size)[first]
     return Blocks(vectors, codes.reshape(len(rows), -1).astype(np.uint8), array.shape, turned, means)
+
+
+def outliers(array: Array, means: Means, count: int) -> Outliers | None:
+    """Return an array as codes into its `count` most frequent values and the others by place; None if none is left."""
+    bits = _bits(array).ravel()
+    values, inverse, often = np.unique(bits, return_inverse=True, return_counts=True)
+    frequent = np.argsort(-often, kind="stable")[: min(count, LEVELS)]
+    where = np.flatnonzero(~np.isin(inverse, frequent))
+    if not where.size:
+        return None
+    filled = bits.copy()
+    filled[where] = values[frequent[0]]
+    table = codebook(filled.view(array.dtype).reshape(array.shape), means)
+    assert table is not None
+    return Outliers(table, where, array.ravel()[where])
 
 
 def bitmask(array: Array, means: Means) -> Bitmask | None:
@@ -159,6 +175,7 @@ _DECODERS = frozenset(
         "MatMulInteger",
         "Gather",
         "GatherElements",
+        "ScatterElements",
         "CumSum",
         "Range",
         "Add",

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from builders import Net
-from calibrated import calibration, error, feeds, layers, outputs, skips, weight
+from calibrated import calibration, error, feeds, layers, outputs, set_weight, skips, weight
 
 from ccompile import fitting, graph, runtime
 from ccompile.coding import Coding, sliced
@@ -373,6 +373,37 @@ def test_blocks_of_rows_are_few_vectors(net: str, statistics: str) -> None:
     assert len(np.unique(matrix_of(run.model, "layer").reshape(-1, 4), axis=0)) <= 32
     assert error(run.model, model, batches) < 0.6
     assert stored_bytes(run) < run.origin.cost.report.stored_bytes
+
+
+@pytest.mark.parametrize("net", ["gemm", "turned", "conv", "grouped", "transposed"])
+@pytest.mark.parametrize("statistics", ["calibration", "weights"])
+def test_outliers_keep_values_of_their_own(net: str, statistics: str) -> None:
+    model = LAYERS[net]()
+    batches = feeds(model, (24, 24))
+    run = code("cluster", model, batches, bits=2, outliers=0.02, statistics=statistics)
+    bare = code("cluster", model, batches, bits=2, statistics=statistics)
+    W = weight(run.model, "layer")
+    if W.size > 1000:  # of a small one another form is smaller
+        assert f"{round(0.02 * W.size)} outliers" in made(run)["layer"]
+    assert 4 + round(0.01 * W.size) < len(np.unique(W)) <= 4 + round(0.02 * W.size)
+    assert error(run.model, model, batches) < error(bare.model, model, batches)
+    assert stored_bytes(run) < run.origin.cost.report.stored_bytes
+
+
+def test_outliers_beside_zeros_that_stay() -> None:
+    model = wide()
+    for name in layers(model):
+        W = weight(model, name).copy()
+        W[np.abs(W) < np.median(np.abs(W))] = 0
+        set_weight(model, name, W)
+    run = code("cluster", model, mixed(), bits=3, outliers=0.01)
+    for name in made(run):
+        assert np.array_equal(weight(run.model, name) == 0, weight(model, name) == 0)
+
+
+def test_outliers_go_with_one_table() -> None:
+    with pytest.raises(ValueError, match="`outliers` go with one table"):
+        ClusterWeights(bits=2, outliers=0.01, scope="channel")
 
 
 def test_rows_that_do_not_fall_into_blocks_say_so() -> None:

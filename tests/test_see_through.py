@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,6 +95,19 @@ def test_gather_elements(shape: tuple[int, ...], seed: int) -> None:
 
 
 @given(SHAPES, SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_scatter_elements(shape: tuple[int, ...], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    axis = int(rng.integers(-len(shape), len(shape)))
+    at = [int(rng.integers(1, size + 1)) for size in shape]
+    order = [rng.permutation(shape[axis])[: at[axis]] for _ in range(math.prod(at) // at[axis])]
+    rest = [size for index, size in enumerate(at) if index != axis % len(at)]
+    indices = np.moveaxis(np.array(order).reshape(*rest, at[axis]), -1, axis)
+    indices = np.where(rng.random(at) < 0.5, indices, indices - shape[axis])
+    check("ScatterElements", drawn(seed, shape), indices, drawn(seed + 1, tuple(at)), reference=False, axis=axis)
+
+
+@given(SHAPES, SEEDS)
 @settings(max_examples=60, deadline=None)
 def test_slice(shape: tuple[int, ...], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -181,12 +195,24 @@ def test_scalars_are_arrays_without_axes(op: str, kind: str) -> None:
     assert check(op, np.array(7, kind), np.array(4, kind)).shape == ()
 
 
-OPS = ["Gather", "GatherElements", "Mul", "Add", "Range", "Mod", "BitShift", "Slice", "MatMulInteger", "CumSum"]
+OPS = [
+    "Gather",
+    "GatherElements",
+    "ScatterElements",
+    "Mul",
+    "Add",
+    "Range",
+    "Mod",
+    "BitShift",
+    "Slice",
+    "MatMulInteger",
+    "CumSum",
+]
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_what_depends_on_an_input_is_no_constant(op: str) -> None:
-    count = 3 if op in ("Slice", "Range") else 2
+    count = 3 if op in ("Slice", "Range", "ScatterElements") else 2
     for open_ in range(count):
         names = [f"in{index}" for index in range(count)]
         attributes = {"direction": "LEFT"} if op == "BitShift" else {}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ccompile import decoding, forms, graph, storage
 from ccompile.decoding import Form, Means, Sliced
-from ccompile.forms import Bitmask, Blocks, Codebook, Grid, Plain, Sparse
+from ccompile.forms import Bitmask, Blocks, Codebook, Grid, Outliers, Plain, Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,6 +144,25 @@ def test_codes_of_blocks(count: int, size: int, turned: bool, opset: int) -> Non
     model = check(array, form, Means(opset))
     grown = len(message(model)) - len(message(stored(array, Plain(array), Means(opset)))) + array.nbytes
     assert grown == pytest.approx(form.nbytes, rel=0.125, abs=130)  # beside the weight that it stands for
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("count", "gap"), [(1, 9), (5, 40), (40, 90), (3, 9000)])
+def test_values_of_their_own_among_codes(count: int, gap: int, dtype: str, opset: int) -> None:
+    array = few(8, (count * gap // 7 + 30, 7), dtype)
+    flat = array.ravel()
+    flat[3 + gap * np.arange(count)] = 1000 + np.arange(count)
+    form = storage.outliers(array, Means(opset), 8)
+    assert isinstance(form, Outliers)
+    assert form.where.tolist() == (3 + gap * np.arange(count)).tolist()
+    model = check(array, form, Means(opset))
+    grown = len(message(model)) - len(message(stored(array, Plain(array), Means(opset)))) + array.nbytes
+    assert grown == pytest.approx(form.nbytes, rel=0.125, abs=200)
+
+
+def test_without_values_of_their_own_there_are_no_outliers() -> None:
+    assert storage.outliers(few(8, (9, 9)), Means(21), 8) is None
 
 
 def test_too_many_blocks_have_no_codes() -> None:

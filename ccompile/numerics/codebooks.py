@@ -115,6 +115,50 @@ def fit(
     return bettered(parts, W, H, plan.feedback, _half_levels if plan.half else None, 0 if plan.rough else ROUNDS)
 
 
+def fit_with_outliers(
+    W: Sequence[Array], H: Sequence[Array | None], plan: Levels, share: float, mask: Sequence[Array] | None = None
+) -> list[Array]:
+    """Return What of each matrix: codes as by `fit`, but that share of the weights have values of their own.
+
+    Outliers are what levels alone serve worst, e^2 H_jj, over all matrices. Their values solve the normal equations
+    given the codes, then the codes descend once more given them. W, H and mask as in `fit`.
+    Source: Kim et al. 2023, arXiv:2306.07629 (dense and sparse).
+    """
+    first = fit(W, H, replace(plan, rough=True), mask)
+    cost = [
+        np.square(part.values - each) * (1.0 if metric is None else np.maximum(metric.diagonal(), 0))
+        for part, each, metric in zip(first, W, H, strict=True)
+    ]
+    flat = np.concatenate([each.ravel() for each in cost])
+    chosen = np.zeros(flat.size, bool)
+    chosen[np.argsort(-flat, kind="stable")[: round(share * flat.size)]] = True
+    out = [part.reshape(W[0].shape) for part in np.split(chosen & (flat > 0), len(W))]
+    rest = [each if mask is None else each & mask[p] for p, each in enumerate(~one for one in out)]
+    own = [np.where(one, each, 0.0) for one, each in zip(out, W, strict=True)]
+    # A mask spends a value on zeros; those of outliers need none.
+    coded = fit([each - s for each, s in zip(W, own, strict=True)], H, replace(plan, k=plan.k + (mask is None)), rest)
+    for p, (each, metric) in enumerate(zip(W, H, strict=True)):
+        values = _regressed(each - coded[p].values, metric, out[p])
+        own[p] = levels.half(values, np.abs(values).max(initial=0.0))
+    again = levels.descend if plan.feedback else levels.round_to
+    coded = [again(part, W[p] - own[p], H[p]) for p, part in enumerate(coded)]
+    return [part.values + s for part, s in zip(coded, own, strict=True)]
+
+
+def _regressed(W: Array, H: Array | None, free: Array) -> Array:
+    """Return S[o, d], zero but where `free`, of least tr((S - W) H (S - W)^T), row by row."""
+    found = np.where(free, W, 0.0)
+    if H is None:
+        return found
+    pull = W @ H
+    for row in np.flatnonzero(free.any(1)):
+        at = np.flatnonzero(free[row])
+        own = H[np.ix_(at, at)]
+        own = own + 1e-9 * (float(own.diagonal().mean()) or 1.0) * np.eye(len(at))
+        found[row, at] = np.linalg.solve(own, pull[row, at])
+    return found
+
+
 def quantise(
     W: Sequence[Array], H: Sequence[Array | None], plan: Grid, mask: Sequence[Array] | None = None
 ) -> list[Scaled]:
