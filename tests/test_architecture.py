@@ -84,6 +84,7 @@ LAYERS = [
     ["ccompile.page_data"],
     ["ccompile.page_summary"],
     ["ccompile.page"],
+    ["ccompile.commands", "ccompile.commands.*"],
     ["ccompile.cli"],
     ["ccompile.__main__"],
 ]
