@@ -105,7 +105,6 @@ def bench(
     for produced in runtime.outputs_of(model, given, run.settings):
         outputs.append(produced)
     run.single, _ = runtime.one_sample(given[0], model)
-    run.shapes = {name: value.shape for name, value in run.single.items()}
     run.metrics, run.source_metrics = {}, {}
     run.origin = run.state = run._state(model, outputs)
     run.statistics = run._calibration()

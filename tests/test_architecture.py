@@ -21,6 +21,7 @@ LAYERS = [
         "ccompile.wire",
         "ccompile.marks",
         "ccompile.declaration",
+        "ccompile.record",
         "ccompile.weakening",
     ],
     ["ccompile.numerics", "ccompile.numerics.*"],
@@ -33,6 +34,7 @@ LAYERS = [
     ["ccompile.files", "ccompile.see_through", "ccompile.splice"],
     ["ccompile.container", "ccompile.choosing"],
     ["ccompile.graph"],
+    ["ccompile.identity"],
     ["ccompile.analysis", "ccompile.analysis.*"],
     [
         "ccompile.surgery",
@@ -68,6 +70,7 @@ LAYERS = [
     ["ccompile.runtime"],
     ["ccompile.recording", "ccompile.comparison"],
     ["ccompile.walking"],
+    ["ccompile.fingerprint", "ccompile.prints"],
     [
         "ccompile.metrics",
         "ccompile.sites",
@@ -78,6 +81,8 @@ LAYERS = [
     ],
     ["ccompile.spec"],
     ["ccompile.evidence", "ccompile.contracts", "ccompile.request"],
+    ["ccompile.cases"],
+    ["ccompile.junit"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff", "ccompile.accounting", "ccompile.packing"],
     ["ccompile.report", "ccompile.reference", "ccompile.packing_report"],
     ["ccompile.lineage"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ccompile.commands.console import BROKEN, OK, echo, progress, show
-from ccompile.commands.options import FILE
+from ccompile.commands.options import FILE, write_junit
 from ccompile.commands.report import write_page
 
 
@@ -19,6 +19,7 @@ from ccompile.commands.report import write_page
 @click.option("--dump", type=FILE, metavar="DIR", help="Write the model after each step into DIR.")
 @click.option("--evidence", type=FILE, metavar="FILE", help="Where the evidence goes [OUT.evidence.json].")
 @click.option("--report", "page", type=FILE, metavar="FILE", help="Write the evidence as an HTML page, too.")
+@click.option("--junit", type=FILE, metavar="FILE", help="Write a JUnit XML file: a case per contract and gate.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="Threads; 0: all cores.")
 @click.option(
@@ -39,6 +40,7 @@ def compile_command(
     dump: Path | None,
     evidence: Path | None,
     page: Path | None,
+    junit: Path | None,
     seed: int,
     threads: int,
     jobs: int,
@@ -47,15 +49,17 @@ def compile_command(
     verbose: bool,
 ) -> int:
     """Compile MODEL under a spec (the default command)."""
-    from ccompile import pipeline, report
+    from ccompile import cases, pipeline, report
     from ccompile.request import Request
     from ccompile.spec import load
 
-    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs, page)
+    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs, page, junit)
     with progress(quiet) as shown:
         result = pipeline.compile_model(request, shown)
     if page is not None:
         write_page(result, page)
+    if junit is not None:
+        write_junit(junit, f"ccompile {output.name}", cases.recorded(result))
     if not quiet:
         if verbose:
             echo(report.evidence_summary(result))

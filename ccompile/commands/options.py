@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ccompile.errors import SpecError
+from ccompile.errors import CcompileError, SpecError
 
 if TYPE_CHECKING:
+    from ccompile.cases import Case
     from ccompile.tolerance import Tolerance
 
 FILE = click.Path(path_type=Path)
@@ -61,3 +62,22 @@ def shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not equals or not name or any(dim < 1 for dim in shape):
         raise SpecError("write it as NAME=1,3,224,224", f"--shape {text}")
     return name, shape
+
+
+def check_report(path: Path, inputs: Iterable[Path | None]) -> None:
+    """Raise CcompileError, before any work, when a report cannot stand at `path` or would destroy an input."""
+    from ccompile import disk
+
+    for other in inputs:
+        if other is not None and other.resolve() == path.resolve():
+            raise CcompileError(f"the report would overwrite {other}", str(path), "Choose another path.")
+    if not path.parent.is_dir():
+        raise CcompileError("the folder of the report does not exist", str(path.parent), "Make it first.")
+    disk.probe(path)
+
+
+def write_junit(path: Path, suite: str, cases: Iterable[Case]) -> None:
+    """Write cases as JUnit XML, whole or not at all."""
+    from ccompile import disk, junit
+
+    disk.write_text(path, junit.text(suite, cases))
