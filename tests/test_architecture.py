@@ -83,6 +83,8 @@ LAYERS = [
     ["ccompile.evidence", "ccompile.contracts", "ccompile.request"],
     ["ccompile.cases"],
     ["ccompile.junit"],
+    ["ccompile.checks", "ccompile.checks.artifact", "ccompile.checks.data", "ccompile.checks.outputs"],
+    ["ccompile.checks.today"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff", "ccompile.accounting", "ccompile.packing"],
     ["ccompile.report", "ccompile.reference", "ccompile.packing_report"],
     ["ccompile.lineage"],
