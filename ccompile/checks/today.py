@@ -88,7 +88,6 @@ def check_build(asked: Check) -> Checked:
         hint = "Give --against SOURCE to race them, or compile with --measure."
         raise DataError("the evidence holds no measured time to hold --timing against", "", hint)
     run = _Check(asked, asked.evidence.fingerprint)
-    run.refuse_other_interface()
     cases = (*run.static_cases(), *run.running_cases())
     return Checked(cases, run.data.source, (*_moved_versions(asked.evidence), *run.model.notes, *run.notes))
 
@@ -113,10 +112,11 @@ class _Check:
         self.settings = Settings(asked.threads, level=asked.level)
         self.model = graph.load(asked.output, finite=False)
         self.source = graph.load(asked.against) if asked.against is not None else None
+        self._refuse_other_interface()
         self.data, self.notes = opened(asked.evidence, asked.spec, asked.data, self.model.model, asked.base)
         self.gates: Gates = gates_of(asked.evidence.gates) if asked.spec is None else asked.spec.gates
 
-    def refuse_other_interface(self) -> None:
+    def _refuse_other_interface(self) -> None:
         """Raise ModelError when this is another model altogether."""
         for model, path in ((self.model, self.asked.output), (self.source, self.asked.against)):
             if model is None:

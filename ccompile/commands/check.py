@@ -73,9 +73,9 @@ def check(context: click.Context, /, given: Given, as_json: bool, quiet: bool, *
 def _refuse_idle(context: click.Context, evidence: bool, rejudge: bool) -> None:
     """Refuse options that would do nothing."""
     idle: tuple[str, ...] = _ALONE if evidence else _WITH_EVIDENCE
-    if rejudge:
+    if evidence and rejudge:
         idle = (*_ALONE, "against", "data", "timing", "slower", "optimisation", "metric_drop", "other_data", "threads")
-    why = "when nothing is run" if rejudge else "with --evidence" if evidence else "without --evidence"
+    why = "without --evidence" if not evidence else "when nothing is run" if rejudge else "with --evidence"
     for parameter in context.command.params:
         name = str(parameter.name)
         if name in idle and context.get_parameter_source(name) != ParameterSource.DEFAULT:
