@@ -91,7 +91,7 @@ def _compare(output: Path, against: Path, limits: dict[str, float], given: Given
     comparison, source = compare_files(output, against, given, tolerance)
     broken = comparison.exact_violations() if tolerance is None else comparison.violations(tolerance)
     record = ComparisonRecord.of(comparison)
-    if as_json:
+    if as_json and not quiet:
         plain = {"holds": not broken, "broken": broken, "outputs": record.model_dump(mode="json"), "data": source}
         echo(json.dumps(plain, indent=1))
     elif not quiet:
@@ -133,7 +133,7 @@ def _judge(
     if junit is not None:
         write_junit(junit, f"ccompile check {output.name}", cases)
     broken = [case for case in cases if case.verdict == "broken"]
-    if as_json:
+    if as_json and not quiet:
         plain = {"holds": not broken, "cases": [asdict(case) for case in cases], "data": data, "notes": notes}
         echo(json.dumps(plain, indent=1))
     elif not quiet:
