@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ccompile import __version__
-from ccompile.commands import check, compare, diff, inspect, pack, passes
+from ccompile.commands import bisect, check, compare, diff, inspect, pack, passes
 from ccompile.commands.compile import compile_command
 from ccompile.commands.console import BUG, INTERRUPTED, OK, WRONG
 from ccompile.commands.report import report_command
@@ -70,6 +70,7 @@ for _command in (
     report_command,
     passes.schema,
     diff.diff,
+    bisect.bisect,
     check.check,
     compare.compare,
     pack.pack,

@@ -68,7 +68,7 @@ def compile_model(request: Request, progress: Progress = lambda text, done, tota
     total = len(request.spec.passes) + 2
     progress("reading and running the source", 0, total)
     with executor(request.jobs) as executing:
-        run = _Run(request, executing, progress=progress)
+        run = Run(request, executing, progress=progress)
         run.open()
         for index, step in enumerate(request.spec.passes):
             run.step(index, step)
@@ -119,7 +119,7 @@ class _Judged:
 
 
 @dataclass
-class _Run:
+class Run:
     """A compile in progress."""
 
     request: Request
@@ -130,6 +130,7 @@ class _Run:
     labels: list[Any] = field(default_factory=list)
     progress: Progress = lambda text, done, total: None
     inputs: Inputs = field(default_factory=Inputs)
+    keep: Callable[[Site], bool] = lambda site: True  # which planned sites a compression carries out
     running: tuple[str, int] = ("", 0)  # the step that runs, and its number
     verifying: float = 0.0  # seconds spent in verification runs: sessions made and inferences
 
@@ -286,7 +287,7 @@ class _Run:
             registry.find,
             _results=known,
         )
-        result = act(step, view, ease)
+        result = act(step, view, ease, self.keep)
         graph.remove_dead(model.graph)
         graph.name_nodes(model.graph)
         return result
@@ -466,7 +467,7 @@ class _Run:
 class _Costs:
     """core.Costs of a compile."""
 
-    run: _Run
+    run: Run
 
     @property
     def source(self) -> CostReport:

@@ -66,7 +66,7 @@ def draw_feeds(model: ir.Model, seed: int = 0) -> list[dict[str, Array]]:
 
 
 @dataclass
-class Bench(pipeline._Run):
+class Bench(pipeline.Run):
     """A compile of one step on a model and feeds in memory. After `step`: `model`, `record` and `result`."""
 
     result: PassResult | None = None

@@ -86,6 +86,7 @@ LAYERS = [
     ["ccompile.checks", "ccompile.checks.artifact", "ccompile.checks.data", "ccompile.checks.outputs"],
     ["ccompile.checks.today"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff", "ccompile.accounting", "ccompile.packing"],
+    ["ccompile.bisecting"],
     ["ccompile.report", "ccompile.reference", "ccompile.packing_report"],
     ["ccompile.lineage"],
     ["ccompile.page_data"],

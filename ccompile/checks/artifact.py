@@ -10,7 +10,7 @@ from ccompile.cases import Case
 from ccompile.evidence import Evidence, FileRecord
 from ccompile.graph import Source
 from ccompile.identity import structure
-from ccompile.prints import Fingerprint, WeightRecord
+from ccompile.prints import Fingerprint, InitializerRecord
 from ccompile.spec import Spec
 
 _SHOWN = 3  # of many things that differ
@@ -26,7 +26,7 @@ def artifact_cases(model: Source, evidence: Evidence, recorded: Fingerprint) -> 
     said = f"SHA-256 {now.digest[:12]}, {then.digest[:12]} recorded"
     yield Case("artifact", "file", "holds" if now.digest == then.digest else "broken", said)
     initializers = model.model.graph.initializers.values()
-    changed = changed_weights([WeightRecord.of(value) for value in initializers], recorded.weights)
+    changed = changed_weights([InitializerRecord.of(value) for value in initializers], recorded.weights)
     listed = "; ".join(changed[:_SHOWN]) + (f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
     yield Case(
         "artifact", "weights", "broken" if changed else "holds", listed or f"{len(recorded.weights)} as recorded"
@@ -35,7 +35,7 @@ def artifact_cases(model: Source, evidence: Evidence, recorded: Fingerprint) -> 
     yield Case("artifact", "nodes", "holds" if same else "broken", _counted(model.model, evidence, same))
 
 
-def changed_weights(now: Sequence[WeightRecord], then: Sequence[WeightRecord]) -> list[str]:
+def changed_weights(now: Sequence[InitializerRecord], then: Sequence[InitializerRecord]) -> list[str]:
     """Return, in words, which initializers differ and by how much they moved."""
     mine, theirs = ({weight.name: weight for weight in weights} for weights in (now, then))
     found = [f"`{name}` is gone" for name in theirs if name not in mine]
@@ -43,7 +43,7 @@ def changed_weights(now: Sequence[WeightRecord], then: Sequence[WeightRecord]) -
     return found + [_moved(mine[name], old) for name, old in theirs.items() if name in mine and mine[name] != old]
 
 
-def _moved(now: WeightRecord, then: WeightRecord) -> str:
+def _moved(now: InitializerRecord, then: InitializerRecord) -> str:
     if now.kind != then.kind:
         return f"`{now.name}` is {now.kind}, recorded {then.kind}"
     if now.norm is None or then.norm is None or now.largest is None or then.largest is None:
