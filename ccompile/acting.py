@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ccompile import blas
@@ -13,25 +13,25 @@ from ccompile.curves import weighed
 from ccompile.errors import PassError
 
 
-def act(step: Pass, view: View, ease: float = 0.0) -> PassResult:
+def act(step: Pass, view: View, ease: float = 0.0, keep: Callable[[Site], bool] = lambda site: True) -> PassResult:
     """Let a pass rewrite view.graph in place, `ease` of the way back from the strength asked for to none (1.0).
 
-    Raises PassError when it is of neither kind.
+    keep: which of the sites that a compression planned are carried out. Raises PassError when it is of neither kind.
     """
     fits = isinstance(step, Compression) or step.needs_calibration
     with blas.one_thread() if fits else contextlib.nullcontext():
-        return _act(step, view, ease)
+        return _act(step, view, ease, keep)
 
 
-def _act(step: Pass, view: View, ease: float) -> PassResult:
+def _act(step: Pass, view: View, ease: float, keep: Callable[[Site], bool]) -> PassResult:
     if isinstance(step, Rewrite):
         return step.run(view)
     if isinstance(step, Compression):
-        return _compress(step, view, ease)
+        return _compress(step, view, ease, keep)
     raise PassError(f"`{step.pass_name()}` is neither a Rewrite nor a Compression")
 
 
-def _compress(step: Compression, view: View, ease: float) -> PassResult:
+def _compress(step: Compression, view: View, ease: float, keep: Callable[[Site], bool]) -> PassResult:
     """Let the pass name its sites, pick strengths on the graph as it came in, and apply them in topological order."""
     found = step.sites(view)
     skipped = [site for site in found if isinstance(site, Skip)]
@@ -52,7 +52,7 @@ def _compress(step: Compression, view: View, ease: float) -> PassResult:
         told = () if tells else weighed(step, choices, taken)
         if isinstance(pick, Skip):
             skipped.append(replace(pick, candidates=pick.candidates or told))
-        else:
+        elif keep(site):
             plan.append((site, pick))
             offered[_place(site)] = told
     applied = (

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from ccompile.comparison import rtol_of
-from ccompile.core import CostReport, Pass, Site
+from ccompile.core import CostReport, Kind, Pass, Site
 from ccompile.evidence import GateRecord
 from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, blame
@@ -35,9 +35,8 @@ def broken(
     A bounded pass owes a bound, and a measurement of it, at every site that it `applied`; `unmeasured` says why not.
     `default`: what holds for a step without a tolerance.
     """
-    for kind, violations in _violations(step, previous, default):
-        for name, found in violations.items():
-            return f"output `{name}` {kind}: {'; '.join(found)}"
+    if reason := left(step.kind, step.tolerance or default, previous):
+        return reason
     for error in sites:
         if not error.holds:
             nodes = ", ".join(error.site.nodes)
@@ -51,16 +50,24 @@ def broken(
     return ""
 
 
+def left(kind: Kind, tolerance: Tolerance, previous: Comparison) -> str:
+    """Return how the first output left a contract of this kind and tolerance, or nothing."""
+    for what, violations in _violations(kind, tolerance, previous):
+        for name, found in violations.items():
+            return f"output `{name}` {what}: {'; '.join(found)}"
+    return ""
+
+
 def default_tolerance(gates: Gates) -> Tolerance:
     """Return what a step without a tolerance must keep; integers may move where a gate on argmax says how many."""
     return DECIDING if gates.tolerance is not None and gates.tolerance.argmax is not None else ANY
 
 
-def _violations(step: Pass, previous: Comparison, default: Tolerance) -> Iterator[tuple[str, dict[str, list[str]]]]:
+def _violations(kind: Kind, tolerance: Tolerance, previous: Comparison) -> Iterator[tuple[str, dict[str, list[str]]]]:
     yield "cannot be judged", previous.unjudged
-    if step.kind == "exact":
+    if kind == "exact":
         yield "is more than float reordering away", previous.exact_violations()
-    yield "left its tolerance", previous.violations(step.tolerance or default)
+    yield "left its tolerance", previous.violations(tolerance)
 
 
 def advice(
@@ -77,7 +84,7 @@ def advice(
 
     def breaks(output: OutputComparison) -> bool:
         one = Comparison((output,), previous.samples)
-        return not one.unjudged and any(violations for _, violations in _violations(step, one, default))
+        return not one.unjudged and bool(left(step.kind, step.tolerance or default, one))
 
     lines = []
     rtol = rtol_of(step.tolerance)

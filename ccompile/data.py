@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ccompile.sources.images import open_images
 from ccompile.sources.npz import open_npz
@@ -21,7 +21,7 @@ from ccompile.sources.synthetic import open_synthetic
 from ccompile.sources.testsets import open_testsets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -52,6 +52,7 @@ class DataSet:
     has_labels: bool
     stream: Stream = field(repr=False)
     keep: Array | None = field(repr=False)
+    given: Mapping[str, Any] = field(default_factory=dict)  # the options of its DataSource, as plain data
 
     def batches(self) -> Iterator[Batch]:
         """Yield all samples, in order, holding about one batch at a time; raises DataError on damaged files."""
@@ -121,4 +122,5 @@ def _data_set(stream: Stream, keep: Array | None, request: Request) -> DataSet:
     digest.update(b"" if keep is None else keep.tobytes())
     unit = "sets" if request.source.test_data else "samples"
     source = f"{request.source.kind} {request.text}, {samples} {unit if samples > 1 else unit[:-1]}"
-    return DataSet(samples, source, digest.hexdigest(), tuple(notes), stream.has_labels, stream, keep)
+    given = request.source.model_dump(mode="json", exclude_unset=True)
+    return DataSet(samples, source, digest.hexdigest(), tuple(notes), stream.has_labels, stream, keep, given)

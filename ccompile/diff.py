@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from ccompile import graph, runtime
 from ccompile.comparison import compare, rtol_of
 from ccompile.data import DataSpec, open_data
 from ccompile.errors import DataError
+from ccompile.identity import describe_weight, node_texts, weight_digest
 from ccompile.runtime import Settings
 from ccompile.tolerance import Comparison, Tolerance
 
@@ -66,7 +66,7 @@ class Change:
 def compare_graphs(before: ir.Model, after: ir.Model) -> list[Change]:
     """Return the differences of interface, opsets, nodes and weights, by name, in that order; none means equal."""
     changes = _interface(before, after) + _opsets(before, after)
-    mine, theirs = _nodes(after), _nodes(before)
+    mine, theirs = node_texts(after), node_texts(before)
     changes += [Change("removed", "node", name, theirs[name]) for name in theirs if name not in mine]
     changes += [Change("added", "node", name, "", mine[name]) for name in mine if name not in theirs]
     changes += [
@@ -99,59 +99,18 @@ def _interface(before: ir.Model, after: ir.Model) -> list[Change]:
     return found
 
 
-def _nodes(model: ir.Model) -> dict[str, str]:
-    """Return each node as text: op(inputs; attributes) -> outputs."""
-    found = {}
-    for node in model.graph:
-        inputs, outputs = (
-            ", ".join("" if value is None else str(value.name) for value in values)
-            for values in (node.inputs, node.outputs)
-        )
-        attributes = ", ".join(f"{name}={_text(value)}" for name, value in sorted(node.attributes.items()))
-        kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        found[str(node.name)] = f"{kind}({inputs}{'; ' if attributes else ''}{attributes}) -> {outputs}"
-    return found
-
-
-def _text(attribute: ir.Attr) -> str:
-    """Return an attribute's value; tensors and graphs, which may be large, by their digest."""
-    if attribute.is_ref():
-        return f"@{attribute.ref_attr_name}"
-    if attribute.type in _LONG:
-        return hashlib.sha256(ir.to_proto(attribute).SerializeToString(deterministic=True)).hexdigest()[:12]
-    return str(attribute.value)
-
-
-_LONG = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
-
-
 def _weights(before: ir.Model, after: ir.Model) -> list[Change]:
     old, new = before.graph.initializers, after.graph.initializers
-    changes = [Change("removed", "weight", name, _describe(old[name])) for name in old if name not in new]
-    changes += [Change("added", "weight", name, "", _describe(new[name])) for name in new if name not in old]
+    changes = [Change("removed", "weight", name, describe_weight(old[name])) for name in old if name not in new]
+    changes += [Change("added", "weight", name, "", describe_weight(new[name])) for name in new if name not in old]
     for name in (name for name in old if name in new):
-        texts = _describe(old[name]), _describe(new[name])
+        texts = describe_weight(old[name]), describe_weight(new[name])
         if texts[0] != texts[1]:
             kind = "resized" if texts[0].split()[0] == texts[1].split()[0] else "retyped"
             changes.append(Change(kind, "weight", name, *texts))
-        elif _digest(old[name]) != _digest(new[name]):
+        elif weight_digest(old[name]) != weight_digest(new[name]):
             changes.append(Change("changed", "weight", name, *texts))
     return changes
-
-
-def _describe(value: ir.Value) -> str:
-    tensor = value.const_value
-    return "?" if tensor is None else f"{tensor.dtype} {list(graph.dims_of(tensor))}"
-
-
-def _digest(value: ir.Value) -> bytes:
-    tensor = value.const_value
-    if tensor is None:
-        return b""
-    if tensor.dtype == ir.DataType.STRING:  # length first: ("a", "bc") is not ("ab", "c")
-        texts = [text if isinstance(text, bytes) else str(text).encode() for text in tensor.numpy().reshape(-1)]
-        return hashlib.sha256(b"".join(b"%d:%b" % (len(text), text) for text in texts)).digest()
-    return hashlib.sha256(tensor.tobytes()).digest()
 
 
 def as_data(changes: list[Change]) -> list[dict[str, Any]]:

@@ -21,11 +21,14 @@ from ccompile import __version__
 from ccompile.core import Candidate, CostReport, Site, Skip
 from ccompile.data import DataSet
 from ccompile.errors import DataError
+from ccompile.prints import Fingerprint
+from ccompile.record import Record, finite
 from ccompile.sites import SiteError
-from ccompile.snapshots import ChangeRecord, LayerRecord, NodeRecord, Record, WeightRecord
-from ccompile.tolerance import Comparison, Tolerance
+from ccompile.snapshots import ChangeRecord, LayerRecord, NodeRecord, WeightRecord
+from ccompile.tolerance import Comparison, OutputComparison, Tolerance
 
 SCHEMA = 1
+_ORIGIN = "Evidence is what a compile writes beside its output: OUT.evidence.json."
 Verdict = Literal["kept", "weakened", "reverted", "failed"]
 
 
@@ -48,6 +51,17 @@ class OutputRecord(Record):
     entry_l2: float | None = 0.0
     entry: str = ""
 
+    def comparison(self) -> OutputComparison:
+        """Return the comparison as it was: numbers that JSON has not were infinite, or NaN for a cosine."""
+        plain = self.model_dump()
+        errors = ("max_abs", "atol_needed", "relative_l2", "entry_l2")
+        plain |= {name: math.inf for name in errors if plain[name] is None}
+        if plain["sqnr_db"] is None:
+            plain["sqnr_db"] = math.inf if plain["relative_l2"] == 0 else -math.inf
+        if plain["cosine"] is None:
+            plain["cosine"] = math.nan
+        return OutputComparison(**plain)
+
 
 class ComparisonRecord(Record):
     """tolerance.Comparison."""
@@ -61,6 +75,10 @@ class ComparisonRecord(Record):
         """Return the record of a comparison."""
         outputs = tuple(OutputRecord(**finite(asdict(output))) for output in comparison.outputs)
         return cls(samples=comparison.samples, outputs=outputs, needed=comparison.needed)
+
+    def comparison(self) -> Comparison:
+        """Return the comparison as it was."""
+        return Comparison(tuple(output.comparison() for output in self.outputs), self.samples)
 
 
 class CandidateRecord(Record):
@@ -138,6 +156,10 @@ class CostRecord(Record):
         """Return the record of a cost report."""
         return cls(**asdict(report))
 
+    def report(self) -> CostReport:
+        """Return the cost report as it was."""
+        return CostReport(**self.model_dump())
+
 
 class StepRecord(Record):
     """One step: the pass with its options, what it did, how outputs moved, what the graph costs now."""
@@ -178,11 +200,13 @@ class DataRecord(Record):
     digest: str
     samples: int
     notes: tuple[str, ...] = ()
+    given: dict[str, Any] = Field({})  # as the spec says it; paths are relative to the spec
 
     @classmethod
     def of(cls, data: DataSet) -> DataRecord:
         """Return the record of a data set."""
-        return cls(source=data.source, digest=data.digest, samples=data.samples, notes=data.notes)
+        given = dict(data.given)
+        return cls(source=data.source, digest=data.digest, samples=data.samples, notes=data.notes, given=given)
 
 
 class FileRecord(Record):
@@ -224,7 +248,23 @@ class Evidence(Record):
     graph: tuple[NodeRecord, ...] = ()
     source_layers: tuple[LayerRecord, ...] = ()
     layers: tuple[LayerRecord, ...] = ()
+    fingerprint: Fingerprint | None = None
     timing: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def result(self) -> StepRecord | None:
+        """Return the last step that was not undone; None where the result is the source."""
+        return next((step for step in reversed(self.steps) if step.verdict in ("kept", "weakened")), None)
+
+    @property
+    def result_cost(self) -> CostRecord:
+        """Return what the result costs."""
+        return self.source_cost if self.result is None or self.result.cost is None else self.result.cost
+
+    @property
+    def result_metrics(self) -> Mapping[str, float | None]:
+        """Return the task metrics of the result."""
+        return self.source_metrics if self.result is None else self.result.metrics
 
     def text(self) -> str:
         """Return the JSON text: stable key order, one trailing newline."""
@@ -234,23 +274,25 @@ class Evidence(Record):
     def read(cls, path: Path) -> Evidence:
         """Return the evidence in a file. Raises DataError when it is missing, damaged or of another schema."""
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            plain = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"cannot read the evidence: {error.strerror}", str(path)) from error
-        except (ValidationError, UnicodeDecodeError) as error:
-            first = str(error).splitlines()[0]
-            raise DataError(f"not an evidence file of schema {SCHEMA}: {first}", str(path)) from error
-
-
-def finite(value: Any) -> Any:
-    """Return plain data with infinities and NaN as None, as JSON has none."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"not an evidence file of schema {SCHEMA}, or a damaged one: {error}", str(path), _ORIGIN
+            ) from error
+        if not isinstance(plain, dict) or "evidence_schema" not in plain:
+            raise DataError(f"not an evidence file of schema {SCHEMA}, but JSON of something else", str(path), _ORIGIN)
+        if (found := plain["evidence_schema"]) != SCHEMA:
+            message = f"not an evidence file of schema {SCHEMA}, which ccompile {__version__} reads, but of {found!r}"
+            raise DataError(message, str(path), "Compile again, or use the version that wrote it.")
+        try:
+            return cls.model_validate(plain)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            message = f"not an evidence file of schema {SCHEMA}: `{where}`: {first['msg']}"
+            raise DataError(message, str(path), _ORIGIN) from error
 
 
 def versions() -> dict[str, str]:

@@ -77,8 +77,8 @@ class SparseTensor(ir.LazyTensor):
         return ir.Tensor(dense, name=self.name)
 
 
-def load(path: Path | str) -> Source:
-    """Read an ONNX model.
+def load(path: Path | str, finite: bool = True) -> Source:
+    """Read an ONNX model; weights with NaN or infinity are refused unless `finite` is false.
 
     Initializers listed among the graph inputs become plain constants, every node gets a unique name, and types come
     from the runtime's rules, never from declared intermediate shapes.
@@ -94,7 +94,8 @@ def load(path: Path | str) -> Source:
     model, notes = from_proto(proto, weights, str(path))
     with _representable(str(path)):
         to_proto(model)  # what cannot be written back is refused here, not by a later step
-    _check_finite(model, str(path))
+    if finite:
+        _check_finite(model, str(path))
     return Source(model, path, digest.hexdigest(), size, notes, external)
 
 

@@ -17,8 +17,9 @@ from jinja2 import BaseLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from ccompile import page_summary as summary
-from ccompile.evidence import Evidence, finite
+from ccompile.evidence import Evidence
 from ccompile.page_data import page_data
+from ccompile.record import finite
 from ccompile.report import size
 
 STYLES = ("theme.css", "page.css", "tables.css")

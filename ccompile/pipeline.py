@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ccompile import __version__, contracts, cost, disk, drift, graph, registry, runtime, snapshots
 from ccompile import target as targets
 from ccompile.acting import act
-from ccompile.analysis.shapes import ValueType, infer
+from ccompile.analysis.shapes import ValueType
 from ccompile.comparison import class_axis, compare, rtol_of
 from ccompile.core import CostReport, Pass, PassResult, Site, View
 from ccompile.cost import ModelCost
@@ -36,7 +36,9 @@ from ccompile.evidence import (
     versions,
 )
 from ccompile.executor import Executor, InProcess, executor
+from ccompile.fingerprint import Inputs, prints_of
 from ccompile.metrics import Metric, find_metric, measure, top1
+from ccompile.prints import Fingerprint
 from ccompile.recording import Recording
 from ccompile.request import Request, check_external, check_paths, dump_name
 from ccompile.runtime import Feeds, Settings, Timing
@@ -66,7 +68,7 @@ def compile_model(request: Request, progress: Progress = lambda text, done, tota
     total = len(request.spec.passes) + 2
     progress("reading and running the source", 0, total)
     with executor(request.jobs) as executing:
-        run = _Run(request, executing, progress=progress)
+        run = Run(request, executing, progress=progress)
         run.open()
         for index, step in enumerate(request.spec.passes):
             run.step(index, step)
@@ -117,7 +119,7 @@ class _Judged:
 
 
 @dataclass
-class _Run:
+class Run:
     """A compile in progress."""
 
     request: Request
@@ -127,6 +129,8 @@ class _Run:
     seconds: list[float] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
     progress: Progress = lambda text, done, total: None
+    inputs: Inputs = field(default_factory=Inputs)
+    keep: Callable[[Site], bool] = lambda site: True  # which planned sites a compression carries out
     running: tuple[str, int] = ("", 0)  # the step that runs, and its number
     verifying: float = 0.0  # seconds spent in verification runs: sessions made and inferences
 
@@ -144,7 +148,6 @@ class _Run:
         self.single, one = runtime.one_sample(next(iter(self._feeds())), self.source.model)
         if not one:
             self._note(["no single batch axis: costs are of one whole batch"])
-        self.shapes = {name: value.shape for name, value in self.single.items() if isinstance(value, np.ndarray)}
         self.metrics = _metrics(request.spec, self.data.verification, outputs)
         self.source_metrics = self._measure(outputs)
         if undefined := [name for name, value in self.source_metrics.items() if math.isnan(value)]:
@@ -185,6 +188,7 @@ class _Run:
             produced = session.run(batch.feeds)
             outputs.append(produced)
             constancy.add(produced, batch.samples)
+            self.inputs.add(batch.feeds, batch.samples)
             if batch.labels is not None:
                 self.labels.append(batch.labels)
             if batch.expected is not None:
@@ -206,12 +210,7 @@ class _Run:
 
     def types_of(self, model: ir.Model) -> dict[str, ValueType]:
         """Return the types of all values for one sample: inferred, and observed where inference does not know."""
-        types: dict[str, ValueType] = infer(model, self.shapes)
-        produced = [str(output.name) for node in model.graph for output in node.outputs if output.name]
-        inner = any(True for node in model.graph for _ in graph.subgraphs(node))
-        if inner or any(name not in types or types[name].static is None for name in produced):
-            types |= runtime.observed_shapes(model, self.single, self.settings)
-        return types
+        return runtime.types_of(model, self.single, self.settings)
 
     def price(self, model: ir.Model) -> ModelCost:
         """Return a graph's cost on the target for one sample."""
@@ -288,7 +287,7 @@ class _Run:
             registry.find,
             _results=known,
         )
-        result = act(step, view, ease)
+        result = act(step, view, ease, self.keep)
         graph.remove_dead(model.graph)
         graph.name_nodes(model.graph)
         return result
@@ -371,7 +370,7 @@ class _Run:
         """Judge the gates, check the target, write model and evidence."""
         judged = self._judge()
         if not judged.failed:
-            return self._write(lambda output: self._evidence(judged, output, start))
+            return self._write(lambda output, seen: self._evidence(judged, output, start, seen))
         evidence = self._evidence(judged, None, start)
         disk.write_text(self.request.evidence_path, evidence.text())
         return evidence
@@ -390,7 +389,7 @@ class _Run:
         records = tuple(contracts.gate_records(gates, *costs, final, metrics, race))
         return _Judged([f"gate {gate.name}: {gate.detail}" for gate in records if not gate.holds], final, records, race)
 
-    def _write(self, evidence_of: Callable[[FileRecord], Evidence]) -> Evidence:
+    def _write(self, evidence_of: Callable[[FileRecord, Fingerprint], Evidence]) -> Evidence:
         """Write model and evidence; the model must fit the target, and its file reproduce what was verified.
 
         The evidence takes its name just before the model: what stands at the output always has its evidence, and a
@@ -404,7 +403,8 @@ class _Run:
 
         def approve(path: Path, data: Path | None) -> None:
             self._refuse_other(path)
-            made.append(evidence_of(FileRecord.of(request.output.name, path, data)))
+            seen = Fingerprint.of(graph.load(path).model, self.inputs, prints_of(state.outputs))
+            made.append(evidence_of(FileRecord.of(request.output.name, path, data), seen))
             disk.write_text(request.evidence_path, made[0].text())
 
         provenance = {
@@ -425,7 +425,9 @@ class _Run:
             if name not in again.unjudged:  # empty in this batch on both sides: nothing to reproduce
                 raise ContractError(f"the file written does not reproduce output `{name}`: {found[0]}", str(path))
 
-    def _evidence(self, judged: _Judged, output: FileRecord | None, start: float) -> Evidence:
+    def _evidence(
+        self, judged: _Judged, output: FileRecord | None, start: float, seen: Fingerprint | None = None
+    ) -> Evidence:
         request = self.request
         name = Path(request.spec.name)
         size = name.stat().st_size if name.exists() else 0
@@ -456,6 +458,7 @@ class _Run:
             graph=snapshots.nodes_of(self.source.model),
             source_layers=snapshots.layers_of(self.origin.cost, {}),
             layers=snapshots.layers_of(self.state.cost, self._drifts()),
+            fingerprint=seen,
             timing=timing,
         )
 
@@ -464,7 +467,7 @@ class _Run:
 class _Costs:
     """core.Costs of a compile."""
 
-    run: _Run
+    run: Run
 
     @property
     def source(self) -> CostReport:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ccompile import registry
+from ccompile.cases import Case
 from ccompile.core import Pass
 from ccompile.cost import ModelCost, NodeCost
 from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, OutputRecord, StepRecord
@@ -25,6 +26,7 @@ _STYLE = {
     "ok": "bold green",
     "holds": "green",
     "broken": "bold red",
+    "not judged": "dim",
 }
 _GAP = 2  # between two columns
 _TEXT = 24  # a column of longer texts may be folded down to this
@@ -348,6 +350,12 @@ def comparison_table(record: ComparisonRecord, source: str) -> RenderableType:
     ]
     columns = ["output", "type", "elements", "max abs", "relative L2", "SQNR dB", "cosine", "argmax", "KL"]
     return Group(table(columns, rows, left=2), Text(f"on {record.samples} samples: {source}"))
+
+
+def cases_table(cases: Sequence[Case]) -> RenderableType:
+    """Return one row per thing that was judged."""
+    rows = [(f"{case.group} {case.name}", _verdict(case.verdict), case.detail) for case in cases]
+    return table(["judged", "verdict", "found"], rows, left=3)
 
 
 def pass_page(kind: type[Pass]) -> str:

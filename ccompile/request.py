@@ -26,6 +26,7 @@ class Request:
     measure: bool = False
     jobs: int = 1
     report: Path | None = None
+    junit: Path | None = None
 
     @property
     def evidence_path(self) -> Path:
@@ -85,6 +86,8 @@ def _files(request: Request) -> Iterable[tuple[Path, str]]:
     yield request.evidence_path, "the evidence"
     if request.report is not None:
         yield request.report, "the report"
+    if request.junit is not None:
+        yield request.junit, "the JUnit file"
 
 
 def _outputs(request: Request) -> Iterable[tuple[Path, str]]:

@@ -16,19 +16,26 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from ccompile import graph
-from ccompile.analysis.shapes import ValueType
+from ccompile.analysis.shapes import ValueType, infer
 from ccompile.errors import ModelError
 
 if TYPE_CHECKING:
     from ccompile.core import Array
 
+Level = Literal["none", "basic", "extended", "all"]  # of ONNX Runtime's graph optimisations
+_LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
 _IR_VERSION = 10  # of models made here: the oldest supported runtime refuses newer ones, whatever onnx is installed
 Feeds = Mapping[str, Any]
 Outputs = dict[str, Any]
@@ -36,11 +43,12 @@ Outputs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How sessions run: `threads` 0 means all cores; `optimise` is for timing only."""
+    """How sessions run: `threads` 0 means all cores; `optimise` is for timing only; `level` overrides what it says."""
 
     threads: int = 0
     optimise: bool = False
     profile: str = ""
+    level: Level | None = None
 
 
 class Session:
@@ -116,8 +124,8 @@ def _options(settings: Settings) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if settings.optimise else levels.ORT_DISABLE_ALL
+    level = settings.level or ("all" if settings.optimise else "none")
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
@@ -238,6 +246,17 @@ def observed_shapes(model: ir.Model, feeds: Feeds, settings: Settings) -> dict[s
             if times[str(output.name)] == 1:
                 found[str(output.name)] = ValueType(_dtype(kind), tuple(dims))
     return found
+
+
+def types_of(model: ir.Model, feeds: Feeds, settings: Settings) -> dict[str, ValueType]:
+    """Return the types of all values on `feeds`: inferred, and observed where inference does not know."""
+    shapes = {name: value.shape for name, value in feeds.items() if isinstance(value, np.ndarray)}
+    types: dict[str, ValueType] = infer(model, shapes)
+    produced = [str(output.name) for node in model.graph for output in node.outputs if output.name]
+    inner = any(True for node in model.graph for _ in graph.subgraphs(node))
+    if inner or any(name not in types or types[name].static is None for name in produced):
+        types |= observed_shapes(model, feeds, settings)
+    return types
 
 
 def _dtype(name: str) -> ir.DataType | None:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import BaseModel, ConfigDict
 
 from ccompile import blas, graph
 from ccompile.analysis import linear
 from ccompile.core import Array, Site
 from ccompile.cost import ModelCost
+from ccompile.record import Record
 
 NODES = 4000  # larger graphs are not recorded
 WEIGHTS = 400  # sites of a step whose weights are recorded
@@ -19,12 +19,6 @@ BINS = 41
 _SPECTRUM = 48  # singular values told
 _SAMPLED = 1 << 18  # weights that a histogram counts
 _SIDE = 512  # of a matrix whose spectrum is computed: the shorter one
-
-
-class Record(BaseModel):
-    """Base of everything in the evidence file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class NodeRecord(Record):

@@ -66,7 +66,7 @@ def draw_feeds(model: ir.Model, seed: int = 0) -> list[dict[str, Array]]:
 
 
 @dataclass
-class Bench(pipeline._Run):
+class Bench(pipeline.Run):
     """A compile of one step on a model and feeds in memory. After `step`: `model`, `record` and `result`."""
 
     result: PassResult | None = None
@@ -105,7 +105,6 @@ def bench(
     for produced in runtime.outputs_of(model, given, run.settings):
         outputs.append(produced)
     run.single, _ = runtime.one_sample(given[0], model)
-    run.shapes = {name: value.shape for name, value in run.single.items()}
     run.metrics, run.source_metrics = {}, {}
     run.origin = run.state = run._state(model, outputs)
     run.statistics = run._calibration()

@@ -19,7 +19,7 @@ from ccompile import registry
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "onnx_ir", "pydantic", "rich", "scipy", "yaml")
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/README.md"))
-COMMANDS = ["check", "compile", "diff", "inspect", "pack", "passes", "report", "schema", "unpack"]
+COMMANDS = "bisect check compare compile diff inspect pack passes report schema unpack".split()
 
 
 def compile_to(run: Run, folder: Path, *extra: object, spec: str = "tidy.yaml") -> Ended:
@@ -77,6 +77,13 @@ def test_options_may_come_first(digits: Path, run: Run) -> None:
 
 def test_quiet_prints_nothing_when_all_holds(digits: Path, run: Run) -> None:
     assert compile_to(run, digits, "-q") == Ended(0, "", "")
+
+
+def test_quiet_packing_prints_nothing(digits: Path, run: Run) -> None:
+    packed = digits / "digits.ccz"
+    assert run("pack", digits / "digits.onnx", "-o", packed, "-q") == Ended(0, "", "")
+    assert run("unpack", packed, "-o", digits / "again.onnx", "-q") == Ended(0, "", "")
+    assert (digits / "again.onnx").read_bytes() == (digits / "digits.onnx").read_bytes()
 
 
 def test_quiet_still_tells_what_broke(digits: Path, run: Run) -> None:

@@ -57,7 +57,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-@pytest.mark.parametrize("place", ["pipeline._Run._act", "files._write_inline", "disk.os.fsync", "disk.write_text"])
+@pytest.mark.parametrize("place", ["pipeline.Run._act", "files._write_inline", "disk.os.fsync", "disk.write_text"])
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_compile_leaves_the_previous_output(
     digits: Path, place: str, sent: signal.Signals, code: int

@@ -1,0 +1,1 @@
+"""A compiled model today against the evidence of its compile."""

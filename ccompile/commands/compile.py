@@ -1,0 +1,71 @@
+"""`ccompile MODEL -s SPEC -o OUT`, the default command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ccompile.commands.console import BROKEN, OK, echo, progress, show
+from ccompile.commands.options import FILE, write_junit
+from ccompile.commands.report import write_page
+
+
+@click.command("compile")
+@click.argument("model", type=FILE)
+@click.option("-s", "--spec", type=FILE, required=True, help="YAML compression spec.")
+@click.option("-o", "--output", type=FILE, required=True, help="Where the compiled model goes.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a spec value: passes.split-svd.rank=8.")
+@click.option("--dump", type=FILE, metavar="DIR", help="Write the model after each step into DIR.")
+@click.option("--evidence", type=FILE, metavar="FILE", help="Where the evidence goes [OUT.evidence.json].")
+@click.option("--report", "page", type=FILE, metavar="FILE", help="Write the evidence as an HTML page, too.")
+@click.option("--junit", type=FILE, metavar="FILE", help="Write a JUnit XML file: a case per contract and gate.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all randomness.")
+@click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="Threads; 0: all cores.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(0, 256),
+    default=1,
+    show_default=True,
+    help="Processes for work on layers; 0: all cores.",
+)
+@click.option("--measure", is_flag=True, help="Race the result against the source on this machine.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every site and every skip with its reason.")
+def compile_command(
+    model: Path,
+    spec: Path,
+    output: Path,
+    sets: tuple[str, ...],
+    dump: Path | None,
+    evidence: Path | None,
+    page: Path | None,
+    junit: Path | None,
+    seed: int,
+    threads: int,
+    jobs: int,
+    measure: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Compile MODEL under a spec (the default command)."""
+    from ccompile import cases, pipeline, report
+    from ccompile.request import Request
+    from ccompile.spec import load
+
+    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs, page, junit)
+    with progress(quiet) as shown:
+        result = pipeline.compile_model(request, shown)
+    if page is not None:
+        write_page(result, page)
+    if junit is not None:
+        write_junit(junit, f"ccompile {output.name}", cases.recorded(result))
+    if not quiet:
+        if verbose:
+            echo(report.evidence_summary(result))
+        show(report.evidence_table(result))
+    failed = result.verdict == "failed"
+    for line in report.verdict_lines(result, str(output), str(request.evidence_path)):
+        if failed or not quiet:
+            echo(line, err=failed)
+    return BROKEN if failed else OK

@@ -1,0 +1,43 @@
+"""`ccompile inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ccompile.commands.console import OK, echo, show
+from ccompile.commands.options import FILE, shape
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.option("--target", default="generic-cpu", show_default=True, help="Name or path of the target.")
+@click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input with open axes.")
+@click.option("--groups", is_flag=True, help="Show the groups of coupled channels instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(model: Path, target: str, shapes: tuple[str, ...], groups: bool, as_json: bool) -> int:
+    """Show what each op and layer costs, which passes could act there, and why others not.
+
+    With --groups: which channels must be removed together, the layers that make and read them, and what pins them.
+    """
+    from dataclasses import asdict
+
+    from ccompile import report
+    from ccompile.inspection import inspect_groups, inspect_model
+    from ccompile.target import load_target
+
+    if groups:
+        coupling = inspect_groups(model)
+        if as_json:
+            echo(json.dumps(asdict(coupling), indent=1))
+        else:
+            show(report.groups_table(coupling))
+        return OK
+    found = inspect_model(model, load_target(target, Path()), dict(shape(text) for text in shapes))
+    if as_json:
+        echo(json.dumps({"target": target, **asdict(found)}, indent=1))
+    else:
+        show(report.inspect_table(found.cost, found.acts, target, found.notes))
+    return OK
