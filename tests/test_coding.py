@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import builders
 import driver
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +15,7 @@ import pytest
 from builders import Net
 from calibrated import calibration, error, feeds, layers, outputs, skips, weight
 
-from ccompile import fitting, graph, runtime, storage
+from ccompile import fitting, graph, runtime
 from ccompile.coding import Coding, Sliced, sliced
 from ccompile.core import Choice, Site, Skip, View
 from ccompile.errors import PassError
