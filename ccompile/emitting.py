@@ -28,7 +28,7 @@ class Emitter:
     _shapes: dict[tuple[int, ...], ir.Value] = field(default_factory=dict)
 
     @property
-    def graph(self) -> ir.Graph:
+    def main(self) -> ir.Graph:
         """Return the graph that the node is in."""
         found = self.node.graph
         assert isinstance(found, ir.Graph)
@@ -37,7 +37,7 @@ class Emitter:
     @property
     def opset(self) -> int:
         """Return the opset of the default domain."""
-        return self.graph.opset_imports.get("", self.graph.opset_imports.get("ai.onnx", 1))
+        return self.main.opset_imports.get("", self.main.opset_imports.get("ai.onnx", 1))
 
     def several(
         self, op: str, inputs: Sequence[ir.Value | None], count: int, **attributes: graph.Attribute
@@ -47,7 +47,7 @@ class Emitter:
         made = graph.add_node(op, inputs, attributes, before=self.node, base=base)
         made.resize_outputs(count)
         for output in made.outputs[1:]:
-            output.name = graph.fresh_name(self.graph, f"{made.name}_out")
+            output.name = graph.fresh_name(self.main, f"{made.name}_out")
         self.made.append(made)
         return list(made.outputs)
 
@@ -61,13 +61,13 @@ class Emitter:
             stored = array.astype(self.dtype)
         if not graph.is_finite(stored):
             raise FloatingPointError(f"a constant of `{self.node.name}` is not finite in {self.dtype}")
-        return graph.add_constant(self.graph, f"{self.node.name}/{name}", stored)
+        return graph.add_constant(self.main, f"{self.node.name}/{name}", stored)
 
     def integers(self, *numbers: int) -> ir.Value:
         """Return a constant vector of int64, the same one for the same numbers."""
         if numbers not in self._shapes:
             array = np.array(numbers, np.int64)
-            self._shapes[numbers] = graph.add_constant(self.graph, f"{self.node.name}/n", array)
+            self._shapes[numbers] = graph.add_constant(self.main, f"{self.node.name}/n", array)
         return self._shapes[numbers]
 
     def reshape(self, value: ir.Value, *shape: int) -> ir.Value:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from ccompile.numerics import winograd
 from ccompile.numerics.winograd import Pair
 
+Array = npt.NDArray[Any]
 SIZES = [(m, r) for r in range(2, 8) for m in range(2, 7) if m + r - 1 <= winograd.LARGEST]
 
 
@@ -62,24 +65,25 @@ def test_nested_tiles_are_the_correlation(m: Pair, kernel: Pair, seed: int) -> N
     np.testing.assert_allclose(tile(W, d, m), correlation(W, d), atol=1e-9)
 
 
-def tile(W: np.ndarray, d: np.ndarray, m: Pair, dtype: type = np.float64) -> np.ndarray:  # type: ignore[type-arg]
+def tile(W: Array, d: Array, m: Pair, dtype: type = np.float64) -> Array:
     """One tile y[o, *m] of d[c, *(m + kernel - 1)], in a type; axes with m = 1 directly."""
-    (rh, rw), U = W.shape[2:], winograd.filters(W, m).astype(dtype)
+    rh, rw = W.shape[2:]
+    U: Array = winograd.filters(W, m).astype(dtype)
     Ah, Bh = sides(m[0], rh)
     Aw, Bw = sides(m[1], rw)
     V = np.einsum("pik,qjl,cij->pqckl", Bh.astype(dtype), Bw.astype(dtype), d.astype(dtype))
     Z = np.einsum("pqockl,pqckl->pqo", U, V)
-    return np.einsum("ap,bq,pqo->oab", Ah.astype(dtype), Aw.astype(dtype), Z)
+    return np.asarray(np.einsum("ap,bq,pqo->oab", Ah.astype(dtype), Aw.astype(dtype), Z))
 
 
-def sides(m: int, r: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def sides(m: int, r: int) -> tuple[Array, Array]:
     if m == 1:
         return np.ones((1, 1)), np.eye(r)[None]
     A, _, B = winograd.transform(m, r).arrays
     return A, B[:, :, None]
 
 
-def correlation(W: np.ndarray, d: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def correlation(W: Array, d: Array) -> Array:
     windows = np.lib.stride_tricks.sliding_window_view(d, W.shape[2:], axis=(1, 2))
     return np.asarray(np.einsum("ocij,cabij->oab", W, windows))
 
