@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 
     from ccompile.analysis.shapes import Shapes
 
-__all__ = ["ModelCost", "NodeCost", "example_shapes", "guessed_axes", "price", "survey_metrics"]
+__all__ = ["SHAPE_UNKNOWN", "ModelCost", "NodeCost", "example_shapes", "guessed_axes", "price", "survey_metrics"]
 
+SHAPE_UNKNOWN = "shape unknown: not counted"  # note of a row
 _INTEGER_INSIDE = ("DynamicQuantizeMatMul",)
 
 
@@ -169,7 +170,7 @@ class _Pricer:
             return self._work(row, node, types, fusion, overhead)
         except (LookupError, ValueError):
             self.note("nodes of unknown shape not counted", name)
-            return replace(row, note="shape unknown: not counted")
+            return replace(row, note=SHAPE_UNKNOWN)
 
     def _work(self, row: NodeCost, node: ir.Node, types: Shapes, fusion: Fusion, overhead: float) -> NodeCost:
         """Return the row of a node that runs; raises LookupError when a shape is not known."""

@@ -220,6 +220,7 @@ class Evidence(Record):
     final: ComparisonRecord | None
     survey: Mapping[str, float | None]
     gates: tuple[GateRecord, ...]
+    decisions: dict[str, str] = {}  # what was decided by times, by step and site
     timing: dict[str, Any] = {}
 
     def text(self) -> str:

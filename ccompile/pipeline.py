@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +19,10 @@ from ccompile import target as targets
 from ccompile.acting import act
 from ccompile.analysis.shapes import ValueType, infer
 from ccompile.comparison import class_axis, compare, rtol_of
-from ccompile.core import CostReport, Pass, PassResult, Site, View
+from ccompile.core import Pass, PassResult, Site, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
+from ccompile.decisions import Decisions
 from ccompile.errors import ContractError, DataError, ModelError, PassError, Problem, SpecError
 from ccompile.evidence import (
     ComparisonRecord,
@@ -37,13 +39,15 @@ from ccompile.evidence import (
 )
 from ccompile.executor import Executor, InProcess, executor
 from ccompile.metrics import Metric, find_metric, measure, top1
+from ccompile.prices import Prices
 from ccompile.recording import Recording
-from ccompile.request import Request, check_external, check_paths, dump_name
+from ccompile.request import Request, check_external, check_paths, dump_name, step_name
 from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, site_errors
 from ccompile.soundness import Constancy, refuse_random
 from ccompile.spec import Spec
 from ccompile.stats import Calibration
+from ccompile.timing import Timer, interleaved
 from ccompile.tolerance import Comparison, Tolerance
 from ccompile.weakening import weakest
 
@@ -66,7 +70,7 @@ def compile_model(request: Request, progress: Progress = lambda text, done, tota
     total = len(request.spec.passes) + 2
     progress("reading and running the source", 0, total)
     with executor(request.jobs) as executing:
-        run = _Run(request, executing, progress=progress)
+        run = _Run(request, executing, progress=progress, decisions=Decisions(request.locked))
         run.open()
         for index, step in enumerate(request.spec.passes):
             run.step(index, step)
@@ -128,6 +132,8 @@ class _Run:
     labels: list[Any] = field(default_factory=list)
     progress: Progress = lambda text, done, total: None
     running: tuple[str, int] = ("", 0)  # the step that runs, and its number
+    decisions: Decisions = field(default_factory=Decisions)
+    timer: Timer = interleaved
     verifying: float = 0.0  # seconds spent in verification runs: sessions made and inferences
 
     def open(self) -> None:
@@ -217,6 +223,11 @@ class _Run:
         """Return a graph's cost on the target for one sample."""
         return cost.price(model, self.types_of(model), self.request.spec.target)
 
+    def _prices(self) -> Prices:
+        request = self.request
+        origin = self.origin.cost.report
+        return Prices(origin, request.spec.target, self.types_of, self.single, request.threads, self.timer)
+
     def _state(self, model: ir.Model, outputs: Recording) -> _State:
         types = self.types_of(model)
         return _State(model, outputs, types, cost.price(model, types, self.request.spec.target))
@@ -282,10 +293,11 @@ class _Run:
             graph.facts,
             lambda values: runtime.evaluate(values, self.settings),
             self.statistics,
-            _Costs(self),
+            self._prices(),
             self.executor,
             self._tell,
             registry.find,
+            partial(self.decisions.decide, step_name(index, step)),
             _results=known,
         )
         result = act(step, view, ease)
@@ -357,6 +369,8 @@ class _Run:
     def finish(self, start: float) -> Evidence:
         """Judge the gates, check the target, write model and evidence."""
         judged = self._judge()
+        if not judged.failed:
+            self.decisions.finish()
         if not judged.failed:
             return self._write(lambda output: self._evidence(judged, output, start))
         evidence = self._evidence(judged, None, start)
@@ -440,43 +454,9 @@ class _Run:
             final=None if judged.final is None else ComparisonRecord.of(judged.final),
             survey=cost.survey_metrics(self.origin.cost.report, self.state.cost.report),
             gates=judged.gates,
+            decisions=self.decisions.made,
             timing=timing,
         )
-
-
-@dataclass(frozen=True)
-class _Costs:
-    """core.Costs of a compile."""
-
-    run: _Run
-
-    @property
-    def source(self) -> CostReport:
-        """Return the source model's cost."""
-        return self.run.origin.cost.report
-
-    def report(self, model: ir.Model) -> CostReport:
-        """Return a graph's cost."""
-        return self.run.price(model).report
-
-    def nodes(self, model: ir.Model) -> Mapping[str, tuple[int, float]]:
-        """Return (MACs, estimated seconds) of each top-level node, by name."""
-        return {node.name: (node.macs, node.seconds) for node in self.run.price(model).nodes}
-
-    def coding(self, model: ir.Model, values: Iterable[str]) -> Mapping[str, float]:
-        """Return the estimated seconds of turning each value into codes of a byte, or back, in nodes of their own.
-
-        Images also change their layout, twice: integer convolutions have channels last, float ones have them in blocks,
-        and the rest first.
-        """
-        types, target = self.run.types_of(model), self.run.request.spec.target
-        shapes = {name: types[name].static or () for name in values}
-        rate, overhead = target.rate("elementwise", "float32"), target.node_overhead_us * 1e-6
-        found = {}
-        for name, shape in shapes.items():
-            size, nodes = math.prod(shape), 3 if len(shape) > 3 else 1
-            found[name] = nodes * (max(size / rate, target.seconds_to_move(5 * size)) + overhead)
-        return found
 
 
 def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]:

@@ -51,12 +51,16 @@ class Scheme(Protocol):
 
 @dataclass(frozen=True)
 class LayerPrice:
-    """What a layer costs whole, and split: output positions of each stage, and (multiply-adds, seconds) seen."""
+    """What a layer costs whole, and split: output positions of each stage, and (multiply-adds, seconds) seen.
+
+    `turned`: likewise, split in the other of two orders.
+    """
 
     macs: int
     seconds: float
     positions: tuple[float, ...]
     points: tuple[tuple[int, float], ...] = ()
+    turned: LayerPrice | None = None
 
     def measured(self, points: Sequence[tuple[int, float]]) -> LayerPrice:
         """Return the price with what splits were estimated to take."""

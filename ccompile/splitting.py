@@ -117,6 +117,14 @@ class Split(Compression):
         """Return what a rank is called."""
         return f"rank {rank}"
 
+    def named(self, rank: int) -> int:
+        """Return the rank that `rank` asks for by its number."""
+        return rank
+
+    def price_of(self, price: LayerPrice, rank: int) -> LayerPrice:
+        """Return what a layer costs by the stages of a rank."""
+        return price
+
     def whole(self, form: Layer) -> str:
         """Return what the rank is called at which the split is exact."""
         return str(self.most(form))
@@ -188,7 +196,7 @@ class Split(Compression):
         item = (self._metrics(view, form), form, price)
         for rank, error in view.once(self._key(form), lambda: view.map(self.curve, [item])[0]):
             params, macs = self.costs(form, rank, price)
-            found.append(Choice(float(rank), error, params, macs, price.seconds_of(macs)))
+            found.append(Choice(float(rank), error, params, macs, self.price_of(price, rank).seconds_of(macs)))
         return found
 
     def _key(self, form: Layer) -> tuple[object, ...]:
@@ -206,7 +214,7 @@ class Split(Compression):
 
     def costs(self, form: Layer, rank: int, price: LayerPrice) -> tuple[int, int]:
         """Return the parameters and multiply-adds of a layer at a rank."""
-        shapes = self.shapes(form, rank)
+        shapes, price = self.shapes(form, rank), self.price_of(price, rank)
         return form.groups * sum(math.prod(shape) for shape in shapes), price.macs_of(form.groups, shapes)
 
     def pays(self, form: Layer, rank: int, price: LayerPrice) -> bool:
@@ -309,8 +317,9 @@ class Split(Compression):
                 else Skip(name, f"no rank costs only {wanted:.3g} of the layer")
             )
         if self.rank is not None:
-            fitting_ = [choice for choice in rest if choice.strength == self.rank]
-            return fitting_[0] if fitting_ else Skip(name, f"rank {self.rank}{BEYOND} {rest[0].strength:g}")
+            fitting_ = [choice for choice in rest if self.named(int(choice.strength)) == self.rank]
+            most = self.named(int(rest[0].strength))
+            return fitting_[0] if fitting_ else Skip(name, f"rank {self.rank}{BEYOND} {most}")
         return self.within(site, choices, self.error or 0.0)
 
     def within(self, site: Site, choices: Sequence[Choice], error: float) -> Choice | Skip:
@@ -414,7 +423,8 @@ class Split(Compression):
     def stage_costs(self, site: Site, choice: Choice, what: str, view: View) -> tuple[float, ...]:
         """Return what each stage of a choice costs in a budget's measure; seconds go by multiply-adds."""
         form = self._form(view, site)
-        shapes, price = self.shapes(form, int(choice.strength)), self._prices(view)[form.name]
+        rank = int(choice.strength)
+        shapes, price = self.shapes(form, rank), self.price_of(self._prices(view)[form.name], rank)
         params = [form.groups * math.prod(shape) for shape in shapes]
         macs = [n * size for n, size in zip(price.positions, params, strict=True)]
         if what == "macs":
@@ -429,11 +439,12 @@ class Split(Compression):
 
         See split_prices.rank_left; costs are in the budget's measure: parameters, or multiply-adds.
         """
-        form, positions = linear.layer(node), self._prices(view)[was.name].positions
+        form, rank = linear.layer(node), int(choice.strength)
+        positions = self.price_of(self._prices(view)[was.name], rank).positions
         assert isinstance(form, Layer)
         if isinstance(self.keep, Budget) and self.keep.given[0][0] in ("params", "stored_bytes"):
             positions = (1.0,) * len(positions)
-        return 0 if self.unfit(form) else split_prices.rank_left(self, int(choice.strength), was, form, positions)
+        return 0 if self.unfit(form) else split_prices.rank_left(self, rank, was, form, positions)
 
     def split(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain] | None) -> Site:
         """Put the stages in the layer's place, fitted on a walk through the data, or without data to its weight.

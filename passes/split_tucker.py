@@ -31,6 +31,7 @@ from ccompile.splitting import LEVELS, ONE_TAP, Factors, LayerPrice, Point, Task
 from ccompile.stages import Stage
 
 PAIR = 100_000  # a rank of r + PAIR s is the pair of the input rank r and the output rank s
+WIDE = 64  # up to so many input channels the pairs of a curve are refined; above the chain is as near and dear
 FINER = tuple((a + b) / 2 for a, b in pairwise(LEVELS))  # levels that a chain tells besides
 
 
@@ -133,7 +134,8 @@ class SplitTucker(NoiseRanked):
         pairs = {self._best(losses, ranks, share, form, price) for share in self.levels(form)} - {(0, 0)}
         found: list[Point] = []
         for r, s in sorted(pairs, key=lambda pair: self.costs(form, _code(pair), price)[::-1]):
-            loss = sum(chain.refined(r, s) for chain in chains)
+            told = losses[ranks.index(r), s]
+            loss = told if ranks[0] > WIDE else sum(chain.refined(r, s) for chain in chains)
             share = min(loss / power, 1.0) if power > 0 else 0.0
             if not found or share < found[-1][1] or share == 0:
                 found.append((_code((r, s)), share))

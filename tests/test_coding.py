@@ -16,8 +16,9 @@ from builders import Net
 from calibrated import calibration, error, feeds, layers, outputs, skips, weight
 
 from ccompile import fitting, graph, runtime
-from ccompile.coding import Coding, Sliced, sliced
+from ccompile.coding import Coding, sliced
 from ccompile.core import Choice, Site, Skip, View
+from ccompile.decoding import Sliced
 from ccompile.errors import PassError
 from ccompile.executor import executor
 from ccompile.passes.binarize_weights import BinarizeWeights
@@ -41,7 +42,7 @@ KINDS: dict[str, type[Coding]] = {
     "prune": PruneWeights,
 }
 STRONG: dict[str, dict[str, Any]] = {"cluster": {"bits": 2}, "quantize": {"bits": 2}, "binarize": {"values": "ternary"}}
-PLAIN = {"statistics": "weights"}
+PLAIN: dict[str, Any] = {"statistics": "weights"}
 
 
 def code(
@@ -158,7 +159,7 @@ def test_the_mean_goes_into_the_bias(kind: str) -> None:
 
 def test_layers_behind_make_up_for_what_is_lost() -> None:
     model, batches = wide(), mixed()
-    options = {"bits": 2, "only": ["fc0"]}
+    options: dict[str, Any] = {"bits": 2, "only": ["fc0"]}
     repaired, bare = (code("cluster", model, batches, **options, refit=refit) for refit in (True, False))
     assert error(repaired.model, model, batches) < error(bare.model, model, batches)
     assert np.array_equal(weight(bare.model, "fc2"), weight(model, "fc2"))
@@ -176,7 +177,7 @@ def test_choices_begin_with_the_whole_layer_and_store_less_and_lose_more(kind: s
         whole, *rest = step.choices(site, view)
         W = weight(model, site.nodes[0])
         assert whole == Choice(0.0, 0.0, W.size, whole.macs, stored_bytes=float(W.nbytes))
-        assert len(rest) > 2
+        assert len(rest) > (2 if W.size > 1000 else 0)  # of a small weight the forms' own bytes are most
         assert all(b.stored_bytes < a.stored_bytes for a, b in itertools.pairwise((whole, *rest)))
         assert all(b.error >= a.error * (1 - 1e-6) for a, b in itertools.pairwise(rest))
 
@@ -338,7 +339,7 @@ def test_every_kind_of_layer_is_coded(kind: str, net: str, statistics: str) -> N
 def test_rows_and_blocks_have_tables_or_scales_of_their_own(kind: str, net: str, scope: str, columns: int) -> None:
     model = LAYERS[net]()
     form = layers(model)["layer"]
-    given = {"scope": scope, **({"columns": columns} if columns else {})}
+    given: dict[str, Any] = {"scope": scope, **({"columns": columns} if columns else {})}
     run = code(kind, model, feeds(model, (24,)), bits=2, **given)
     if columns and form.columns % columns:
         assert skips(run) == {"layer": f"its rows of {form.columns} weights do not fall into groups of {columns}"}
@@ -399,17 +400,17 @@ def test_layers_left_alone_say_why() -> None:
     text = """
     <ir_version: 8, opset_import: ["" : 18]>
     g (float[N,16] x, float[16,16] open) => (float[N,16] y)
-    <float[16,16] w0, float[2,16,16] w1, float[4,4] w2, float[16,16] s> {
+    <float[16,16] w0, float[16,16] s> {
         [named] a = MatMul (x, w0)
         [free] b = MatMul (a, open)
         [one] d = MatMul (b, s)
         [two] y = MatMul (d, s)
     }
     """
-    model, _ = driver.model_of(text.replace(", float[2,16,16] w1, float[4,4] w2", ""))
+    model, _ = driver.model_of(text)
     run = code("cluster", model, [], bits=2, skip=["named"], **PLAIN)
     assert skips(run) == {
-        "named": "excluded by `skip`",
+        "named": "named by `skip`: named",
         "free": "its weight is not constant",
         "one": "its weight is shared",
         "two": "its weight is shared",
@@ -422,9 +423,8 @@ def test_weights_that_cannot_be_coded_say_why() -> None:
     infinite = np.ones((64, 64), np.float32)
     infinite[3, 3] = np.inf
     h = net.node("MatMul", x, net.constant(infinite, "w0"), name="infinite")
-    h = net.node("MatMul", h, net.constant(np.ones((64, 1), np.float32)[:, :1][: 32 * 2], "w1"), name="fine")
-    run = view_of(ClusterWeights(bits=2, statistics="weights"), net.model(h))
-    found = {site.node: site.reason for site in run.step.sites(run) if isinstance(site, Skip)}  # type: ignore[attr-defined]
+    step = ClusterWeights(bits=2, statistics="weights")
+    found = {site.node: site.reason for site in step.sites(view_of(step, net.model(h))) if isinstance(site, Skip)}
     assert found == {"infinite": "its weight is not finite"}
 
 
@@ -456,7 +456,8 @@ def test_a_weight_may_be_coded_again() -> None:
     model = wide()
     first = code("cluster", model, [], bits=4, **PLAIN)
     again = code("cluster", first.model, [], bits=2, **PLAIN)
-    assert made(again).keys() == set(layers(model))
+    assert made(again).keys() == {"fc0", "fc1"}
+    assert skips(again) == {"fc2": "4 levels would store no less"}  # of 480 weights
     assert all(len(np.unique(weight(again.model, name))) == 4 for name in made(again))
     assert stored_bytes(again) < stored_bytes(first)
     same = code("cluster", first.model, [], bits=4, **PLAIN)
@@ -512,9 +513,11 @@ def test_a_target_with_small_integers_gets_them_in_a_newer_opset() -> None:
 
 
 def test_a_target_without_the_ops_gets_plain_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(load_target("generic-cpu", Path())), "runs", lambda self, op, domain="": op != "Gather")
+    monkeypatch.setattr(
+        type(load_target("generic-cpu", Path())), "runs", lambda self, op, domain="": "Gather" not in op
+    )
     run = code("cluster", wide(), [], bits=2, **PLAIN)
-    assert all(node.op_type != "Gather" for node in run.model.graph)
+    assert all("Gather" not in node.op_type for node in run.model.graph)
     assert all(note.endswith("plain") for note in made(run).values())
 
 

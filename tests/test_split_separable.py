@@ -70,3 +70,38 @@ def test_equal_input_gives_equal_bytes() -> None:
         driver.proto_of(split(SplitSeparable, conv(), keep=0.5).model).SerializeToString() for _ in range(2)
     )
     assert first == second
+
+
+@pytest.mark.parametrize("statistics", ["calibration", "weights"])
+@pytest.mark.parametrize("kernel", [(3, 5), (2, 3)])
+def test_planted_separable_kernels_lose_nothing(kernel: tuple[int, int], statistics: str) -> None:
+    rng = np.random.default_rng(4)
+    W = np.einsum(
+        "oc,ci,cj->ocij", *(rng.standard_normal(shape) for shape in ((16, 6), (6, kernel[0]), (6, kernel[1])))
+    )
+    model = conv((16, 6, *kernel), (14, 15), W, strides=[2, 1], pads=[1, 0, 2, 1])
+    run = split(SplitSeparable, model, rank=1, statistics=statistics, kernels="separable")
+    (site,) = run.record.applied
+    assert site.note.startswith(f"rank 1 of {np.prod(kernel)}")
+    assert [weight(run.model, f"conv/{part}").shape for part in "VUP"] == [
+        (6, 1, kernel[0], 1),
+        (6, 1, 1, kernel[1]),
+        (16, 6, 1, 1),
+    ]
+    assert error(run.model, model, feeds(model, seed=9)) < 1e-5
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_data_never_make_separable_kernels_lose_more(rank: int) -> None:
+    assert_no_worse_with_data(SplitSeparable(keep=0.5, kernels="separable"), conv(), rank)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "why"), [((1, 7), "kernel 1x7: it has not two axes to part"), ((5,), "not 2"), ((2, 3, 2), "not 2")]
+)
+def test_a_kernel_without_two_axes_is_not_made_of_separable_ones(kernel: tuple[int, ...], why: str) -> None:
+    size = {1: (48,), 2: (14, 15), 3: (5, 7, 6)}[len(kernel)]
+    run = split(SplitSeparable, conv((16, 6, *kernel), size), rank=1, statistics="weights", kernels="separable")
+    assert not run.record.applied
+    (skip,) = run.record.skipped
+    assert why in skip.reason

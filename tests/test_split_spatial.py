@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import driver
 import numpy as np
 import onnx_ir as ir
@@ -11,11 +13,18 @@ from convolutions import conv, split
 from pydantic import ValidationError
 
 from ccompile.analysis import linear
+from ccompile.core import Choice, Site, Skip, View
 from ccompile.fitting import Metric
 from ccompile.numerics import spatial
-from ccompile.passes.split_spatial import SplitSpatial
+from ccompile.passes.split_spatial import TURNED, SplitSpatial
 from ccompile.split_prices import LayerPrice, rank_of
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ccompile.core import Array
+
+ANY = {"tolerance": {"relative_l2": 1e9}}
 PLAIN = (6, 4, 3, 5), (8, 9)
 ORDERS: list[spatial.Order] = ["vertical", "horizontal"]
 
@@ -89,3 +98,53 @@ def test_ranks_are_bisected_by_their_cost() -> None:
 def test_a_kernel_along_one_axis_is_left_alone(shape: tuple[int, ...]) -> None:
     run = split(SplitSpatial, conv(shape, (8, 9)), rank=1)
     assert skips(run) == {"conv": f"kernel {shape[2]}x{shape[3]}: it has not two axes to part"}
+
+
+def planted(order: str, ranks: int = 2) -> Array:
+    """A kernel W[8, 4, 3, 3] that is of this rank in one order, and of full rank in the other."""
+    rng = np.random.default_rng(0)
+    W: Array = np.einsum("orj,rci->ocij", rng.standard_normal((8, ranks, 3)), rng.standard_normal((ranks, 4, 3)))
+    return W if order == "vertical" else W.transpose(0, 1, 3, 2)
+
+
+@pytest.mark.parametrize("statistics", ["calibration", "weights"])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("geometry", [{}, {"strides": [2, 1], "pads": [0, 1, 2, 3], "dilations": [1, 2]}])
+def test_of_both_orders_the_one_that_loses_nothing_is_taken(
+    order: spatial.Order, statistics: str, geometry: dict[str, list[int]]
+) -> None:
+    model = conv((8, 4, 3, 3), (8, 9), planted(order), **geometry)
+    run = split(SplitSpatial, model, rank=2, statistics=statistics)
+    assert weight(run.model, "conv/V").shape == ((2, 4, 3, 1) if order == "vertical" else (2, 4, 1, 3))
+    assert ("1 x k first" in run.record.applied[0].note) == (order == "horizontal")
+    assert error(run.model, model, feeds(model, seed=9)) < 1e-5
+
+
+def test_both_orders_tell_no_more_loss_than_either_at_its_cost_and_what_they_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = conv((6, 4, 3, 5), (8, 9), strides=[2, 3], pads=[1, 2, 1, 2])
+    curves = {order: choices(model, order, monkeypatch) for order in ("best", *ORDERS)}
+    for alone in ORDERS:
+        for choice in curves[alone][1:]:
+            within = [other.error for other in curves["best"] if other.macs <= choice.macs]
+            assert min(within) <= choice.error * (1 + 1e-9)
+    assert {choice.strength > TURNED for choice in curves["best"][1:]} == {True, False}
+    for choice in curves["best"][1:]:
+        run = split(SplitSpatial, model, keep=choice.macs / curves["best"][0].macs, statistics="weights", **ANY)
+        assert run.price(run.model).report.macs == choice.macs
+
+
+def choices(model: ir.Model, order: str, monkeypatch: pytest.MonkeyPatch) -> Sequence[Choice]:
+    """The curve of the node `conv` without data, as a run prices it."""
+    seen: list[Sequence[Choice]] = []
+
+    def plan(step: SplitSpatial, curves: Sequence[tuple[Site, Sequence[Choice]]], view: View) -> list[Choice | Skip]:
+        seen.extend(choices for _, choices in curves)
+        return real(step, curves, view)
+
+    real = SplitSpatial.plan
+    with monkeypatch.context() as patched:
+        patched.setattr(SplitSpatial, "plan", plan)
+        split(SplitSpatial, model, error=0.99, statistics="weights", order=order, **ANY)
+    return seen[0]

@@ -60,7 +60,7 @@ class _Link:
     B: Array
     tails: Array
 
-    def refined(self, output_rank: int) -> float:
+    def refined(self, output_rank: int | None) -> float:
         problem = copy.copy(self.problem)
         problem.output_rank = output_rank
         start = problem.solve(self.B)
@@ -80,10 +80,13 @@ class Chain:
     losses: Array
     links: tuple[_Link, ...]  # one a rank; none without data
 
-    def refined(self, rank: int, output_rank: int) -> float:
-        """Return what a pair loses once both its factors have been fitted for some sweeps; `rank` is of the chain."""
+    def refined(self, rank: int, output_rank: int | None) -> float:
+        """Return what a pair loses once its factors have been fitted for some sweeps; `rank` is of the chain.
+
+        None: the output side stays as it is.
+        """
         index = self.ranks.index(rank)
-        bound = float(self.losses[index, output_rank])
+        bound = float(self.losses[index, -1 if output_rank is None else output_rank])
         if self.links:
             return min(bound, self.links[index].refined(output_rank))
         found = bottleneck.fit(self.W, None, rank, output_rank, REFINED)

@@ -66,7 +66,7 @@ def fit(W: Array, H: Array | None, terms: int, sweeps: int = SWEEPS, steps: int 
     D = _signed(np.linalg.svd(taps.transpose(1, 0, 2), full_matrices=False)[2][:, :terms]).transpose(1, 0, 2)
     P = mixture(taps, None, D)
     if H is not None:
-        problem = _Problem(taps, H)
+        problem = Problem(taps, H)
         start = min(problem.solve(D), problem.solve(problem.start(terms)), key=lambda state: state.loss)
         state = alternate(start, lambda state: problem.sweep(state, steps), lambda s: s.loss, sweeps, TOLERANCE)
         P, D = state.P, state.D
@@ -123,13 +123,17 @@ def mixture(W: Array, H: Array | None, D: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
+class State:
+    """Kernels D[m, c, t], what mixes them, P[o, c, m], and the loss."""
+
     P: Array
     D: Array
     loss: float
 
 
-class _Problem:
+class Problem:
+    """The pieces of one layer that every step needs."""
+
     def __init__(self, W: Array, H: Array) -> None:
         self.o, self.c, self.t = W.shape
         self.W, self.H = W, H
@@ -142,17 +146,23 @@ class _Problem:
         best = [weighted.truncate(self.W[:, c], self.blocks[c], terms)[1] for c in range(self.c)]
         return np.linalg.qr(np.stack(best).transpose(0, 2, 1))[0].transpose(2, 0, 1)
 
-    def solve(self, D: Array) -> _State:
+    def solve(self, D: Array) -> State:
         """Return the best P for these kernels."""
         P = mixture(self.W, self.H, D)
-        return _State(P, D, weighted.loss(self.H, self.W, mix(P, D)))
+        return State(P, D, weighted.loss(self.H, self.W, mix(P, D)))
 
-    def sweep(self, state: _State, steps: int) -> _State:
+    def sweep(self, state: State, steps: int) -> State:
         """Improve the kernels with P fixed, then P. Here kernels are [c, m, t]."""
-        c, m, t = self.c, len(state.D), self.t
-        P = state.P.reshape(self.o, -1)
-        Q = (P.T @ P).reshape(c, m, c * m)
-        rhs = state.P.transpose(1, 2, 0) @ self.WH
+        normal, rhs, precondition = self.equations(state.P)
+        D = state.D.transpose(1, 0, 2)
+        D = D + RELAXATION * (descend(normal, rhs, D, steps, precondition=precondition) - D)
+        return self.solve(np.linalg.qr(D.transpose(0, 2, 1))[0].transpose(2, 0, 1))
+
+    def equations(self, P: Array) -> tuple[Operator, Array, Operator]:
+        """Return what N and b are for the kernels [c, m, t] with P fixed, as alternating.py says, and about N^-1."""
+        c, m, t = self.c, P.shape[2], self.t
+        flat = P.reshape(self.o, -1)
+        Q = (flat.T @ flat).reshape(c, m, c * m)
         rows = self.H.reshape(c, t, -1)
 
         def normal(F: Array) -> Array:
@@ -161,9 +171,7 @@ class _Problem:
             return moved
 
         own = Q.reshape(c, m, c, m)[np.arange(c), :, np.arange(c)]
-        D = state.D.transpose(1, 0, 2)
-        D = D + RELAXATION * (descend(normal, rhs, D, steps, precondition=_by_channel(own, self.blocks)) - D)
-        return self.solve(np.linalg.qr(D.transpose(0, 2, 1))[0].transpose(2, 0, 1))
+        return normal, P.transpose(1, 2, 0) @ self.WH, _by_channel(own, self.blocks)
 
 
 def _by_channel(left: Array, right: Array) -> Operator:

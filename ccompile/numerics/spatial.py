@@ -11,13 +11,14 @@ Source: Jaderberg et al. 2014, arXiv:1405.3866 (scheme 2); Tai et al. 2016, arXi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ccompile.numerics import bottleneck, svd, weighted
+from ccompile.numerics import bottleneck, bottleneck_losses, svd, weighted
 
 Array = npt.NDArray[Any]
 Order = Literal["vertical", "horizontal"]
@@ -83,6 +84,27 @@ def spectrum(W: Array, order: Order = "vertical") -> Array:
     """
     turned = _turned(W, order).transpose(1, 2, 0, 3)
     return svd.decompose(turned.reshape(turned.shape[0] * turned.shape[1], -1))[1]
+
+
+def losses(W: Array, H: Array | None, ranks: Sequence[int], order: Order = "vertical") -> list[float]:
+    """Return what `fit` loses of W[o, c, kh, kw] at each rank: exactly without data, else about that or a little more.
+
+    Raises ValueError as `fit` does.
+
+    >>> losses(np.eye(2)[None, None], None, [1, 2])
+    [1.0, 0.0]
+    """
+    _, H = weighted.checked(W, H)
+    for rank in ranks:
+        weighted.check_rank(rank, rank_max(W.shape, order))
+    if H is None:
+        squares = np.square(spectrum(W, order))
+        return [float(squares[rank:].sum()) for rank in ranks]
+    o, c, kh, kw = W.shape
+    first, last = (kh, kw) if order == "vertical" else (kw, kh)
+    flat = _turned(W, order).reshape(o, c * first, last)
+    chain = bottleneck_losses.chain(flat, _gram(H, (c, kh, kw), order), sorted(set(ranks), reverse=True))
+    return [chain.refined(rank, None) for rank in ranks]
 
 
 def rank_max(shape: tuple[int, ...], order: Order = "vertical") -> int:
