@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +30,12 @@ class Convolution:
     after: tuple[int, ...]
     batch: int | None
     sizes: tuple[int | None, ...]
+
+    def at(self, node: ir.Node) -> Convolution:
+        """Return the same convolution of what another node, such as a copy in an excerpt, reads."""
+        data = node.inputs[0]
+        assert data is not None
+        return replace(self, x=data)
 
     @property
     def outs(self) -> int:

@@ -61,13 +61,13 @@ class Emitter:
             stored = array.astype(self.dtype)
         if not graph.is_finite(stored):
             raise FloatingPointError(f"a constant of `{self.node.name}` is not finite in {self.dtype}")
-        return graph.add_constant(self.main, f"{self.node.name}/{name}", stored)
+        return graph.add_constant(self.main, f"{self.node.name}_{name}", stored)
 
     def integers(self, *numbers: int) -> ir.Value:
         """Return a constant vector of int64, the same one for the same numbers."""
         if numbers not in self._shapes:
             array = np.array(numbers, np.int64)
-            self._shapes[numbers] = graph.add_constant(self.main, f"{self.node.name}/n", array)
+            self._shapes[numbers] = graph.add_constant(self.main, f"{self.node.name}_n", array)
         return self._shapes[numbers]
 
     def reshape(self, value: ir.Value, *shape: int) -> ir.Value:

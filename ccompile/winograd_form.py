@@ -10,10 +10,12 @@ The bias rides at the point 1, which every output weighs alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from ccompile import graph
 from ccompile.convolution import Convolution
 from ccompile.core import Array
 from ccompile.emitting import Emitter
@@ -63,7 +65,7 @@ def emit(to: Emitter, conv: Convolution, m: Pair) -> ir.Value:
     transformed = [conv.x]
     for axis, tile in enumerate(m):
         if tile > 1:
-            transformed = [part for value in transformed for part in _rows(to, conv, value, axis, tile)]
+            transformed = _rows(to, conv, transformed, axis, tile)
     z = _products(to, conv, m, to.op("Concat", *transformed, axis=1))
     z = to.reshape(z, 0, len(transformed), -1)
     z = to.op("MatMul", to.weight(_inverse(conv, m), "A"), z)
@@ -73,20 +75,17 @@ def emit(to: Emitter, conv: Convolution, m: Pair) -> ir.Value:
     return to.crop(y, [0] * len(ends), list(ends.values()), list(ends)) if ends else y
 
 
-def _rows(to: Emitter, conv: Convolution, value: ir.Value, axis: int, tile: int) -> list[ir.Value]:
-    """Return a value's tiles along an axis under each row of B^T, as depthwise convolutions with stride `tile`."""
+def _rows(to: Emitter, conv: Convolution, values: Sequence[ir.Value], axis: int, tile: int) -> list[ir.Value]:
+    """Return each value's tiles along an axis under each row of B^T, as depthwise convolutions with stride `tile`."""
     size, before, _, taps, out = conv.along(axis)
     n = tile + taps - 1
-    after = -(-out // tile) * tile + taps - 1 - size - before
     shape, pads, strides = [1, 1], [0, 0, 0, 0], [1, 1]
     shape[axis], strides[axis] = n, tile
-    pads[axis], pads[2 + axis] = before, after
-    found = []
-    for row in winograd.transform(tile, taps).arrays[2]:
-        kernel = np.broadcast_to(row.reshape(1, 1, *shape), (conv.ins, 1, *shape))
-        weight = to.weight(kernel, "B")
-        found.append(to.op("Conv", value, weight, kernel_shape=shape, strides=strides, group=conv.ins, pads=pads))
-    return found
+    pads[axis], pads[2 + axis] = before, -(-out // tile) * tile + taps - 1 - size - before
+    rows = winograd.transform(tile, taps).arrays[2].reshape(n, 1, 1, *shape)
+    weights = [to.weight(np.broadcast_to(row, (conv.ins, 1, *shape)), "B") for row in rows]
+    given: dict[str, graph.Attribute] = {"kernel_shape": shape, "strides": strides, "group": conv.ins, "pads": pads}
+    return [to.op("Conv", value, weight, **given) for value in values for weight in weights]
 
 
 def _products(to: Emitter, conv: Convolution, m: Pair, tiles: ir.Value) -> ir.Value:
