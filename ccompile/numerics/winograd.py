@@ -79,7 +79,7 @@ def transform(m: int, r: int) -> Transform:
     """Return F(m, r). Raises ValueError unless m >= 2, r >= 2 and m + r - 1 <= LARGEST.
 
     >>> [[str(entry) for entry in row] for row in transform(2, 3).A]
-    [['1', '1', '1', '0'], ['0', '1', '-1', '1']]
+    [['1', '1/2', '1/2', '0'], ['0', '1/2', '-1/2', '1']]
     """
     n = m + r - 1
     if m < 2 or r < 2 or n > LARGEST:
