@@ -101,8 +101,12 @@ class Emitter:
         return first, last
 
     def done(self, value: ir.Value) -> list[ir.Node]:
-        """Let `value`, which this emitter made last, take the node's place; return the nodes made."""
-        last = value.producer()
+        """Let `value`, which this emitter made last, take the node's place, drop what nothing reads any more.
+
+        Returns the nodes made.
+        """
+        last, main = value.producer(), self.main
         assert last is not None
         graph.replace_node(self.node, last)
+        graph.remove_dead(main)
         return self.made
