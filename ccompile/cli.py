@@ -328,6 +328,66 @@ def unpack(packed: Path, output: Path, limit: int | None) -> int:
     return OK
 
 
+@cli.group("target")
+def target_group() -> None:
+    """Make targets."""
+
+
+@target_group.command("measure")
+@click.option("-o", "--output", type=_FILE, required=True, help="Where the target goes (my-target.yaml).")
+@click.option("--time", "seconds", default="60s", show_default=True, help="About how long to measure: 60s, 2m.")
+@click.option("--threads", type=click.IntRange(0, 1024), default=1, show_default=True, help="Threads; 0: all cores.")
+@click.option(
+    "--like", default="x86-64-avx512-vnni", show_default=True, help="The target to take ops, opset and types from."
+)
+@click.option("--only", multiple=True, metavar="KIND", help="Measure these tables alone (conv, gemm, ops, ...).")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def target_measure(output: Path, seconds: str, threads: int, like: str, only: tuple[str, ...], quiet: bool) -> int:
+    """Measure how fast ONNX Runtime is on this machine, and write a target with what was found."""
+    from ccompile import disk, measuring
+    from ccompile.target import load_target
+
+    budget, kinds = _seconds(seconds), _kinds(only)
+    base = load_target(like, Path())
+    with _progress(quiet) as progress:
+        found, notes = measuring.measure_target(
+            base, output.stem, budget, threads, kinds, lambda text: progress(text, 0, 1)
+        )
+    try:
+        disk.write_text(output, measuring.text_of(found, budget))
+    except OSError as error:
+        raise CcompileError(f"cannot write: {error.strerror}", str(output), "Name another path.") from error
+    if not quiet:
+        for note in notes:
+            _echo(f"note: {note}")
+        _echo(f"{output}: target `{found.name}`, {found.description}")
+    return OK
+
+
+def _seconds(text: str) -> float:
+    """Return a duration such as 60, 60s, 1.5m in seconds."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        found = float(number) * unit
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise SpecError("write a time as 60s or 2m", f"--time {text}")
+    return found
+
+
+def _kinds(only: tuple[str, ...]) -> tuple[str, ...]:
+    from ccompile.errors import nearest
+    from ccompile.tables import AXES
+
+    for kind in only:
+        if kind not in AXES:
+            there = nearest(kind, AXES).replace("It takes", "There are")
+            raise SpecError(f"there is no table `{kind}`", "--only", there)
+    return only
+
+
 def _tolerance(limits: dict[str, float]) -> Tolerance | None:
     from ccompile.tolerance import Tolerance
     from ccompile.validation import from_options
