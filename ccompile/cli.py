@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ccompile import __version__
-from ccompile.commands import bisect, check, compare, diff, inspect, pack, passes
+from ccompile.commands import bisect, check, compare, diff, inspect, pack, passes, target
 from ccompile.commands.compile import compile_command
 from ccompile.commands.console import BUG, INTERRUPTED, OK, WRONG
 from ccompile.commands.report import report_command
@@ -75,6 +75,7 @@ for _command in (
     compare.compare,
     pack.pack,
     pack.unpack,
+    target.target,
 ):
     cli.add_command(_command)
 

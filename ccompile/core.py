@@ -201,6 +201,18 @@ class Costs(Protocol):
         """Return the estimated seconds of turning each value into codes of a byte, or back, in a node of its own."""
         ...
 
+    def excerpt(self, model: ir.Model, nodes: Sequence[str]) -> ir.Model:
+        """Return some nodes as a model of their own that computes on one sample; constants are shared."""
+        ...
+
+    def weigh(self, part: ir.Model) -> Mapping[str, float]:
+        """Return the estimated seconds of each node of an excerpt, by name; infinite where a shape is not known."""
+        ...
+
+    def timed(self, model: ir.Model, parts: Sequence[ir.Model]) -> Sequence[float]:
+        """Return the seconds that each excerpt of `model`, rewritten or not, takes on this machine, run in turns."""
+        ...
+
 
 @dataclass
 class View:
@@ -208,7 +220,8 @@ class View:
 
     `evaluate` computes values that depend on constants only, with the runtime's own arithmetic. `stats` is None without
     calibration data; `costs` and `find`, which looks a pass up by name, are None where nothing is compiled (inspect).
-    `tell` shows what of a long step is running.
+    `tell` shows what of a long step is running. `decide(site, compute)` is compute(), kept in the evidence, or what an
+    earlier compile that is repeated decided there: it is for what times decide.
     """
 
     model: ir.Model
@@ -222,6 +235,7 @@ class View:
     executor: Executor = field(default_factory=InProcess)
     tell: Callable[[str], None] = lambda text: None
     find: Callable[[str], type[Pass]] | None = None
+    decide: Callable[[str, Callable[[], str]], str] = lambda site, compute: compute()
     _answers: dict[Callable[..., Any], Any] = field(default_factory=dict)
     _results: dict[Hashable, Any] = field(default_factory=dict)
 

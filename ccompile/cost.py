@@ -16,9 +16,10 @@ resident_bytes  Weights as the runtime holds them after folding: the full result
 moved_bytes  What nodes read and write, weights included. Views move nothing; Gather and Slice read what they write.
 peak_activation_bytes  Largest sum of live non-constant tensors in node order: graph inputs to their last use, outputs
     to the end. Views share memory; no other op works in place.
-seconds  Sum over nodes of max(MACs or elements / rate, moved / bandwidth) + overhead. Channels are rounded up to what
-    the target computes; a dense op on integers also brings each output to its grid, at twice the elementwise rate.
-    Constant nodes cost nothing, views and shapes their overhead. Layout changes are not modelled.
+seconds  Sum over nodes of max(MACs or elements / rate, moved / bandwidth) + overhead, or by the target's tables, where
+    it has one for the kernel, work / measured rate + overhead. Channels are rounded up to what the target computes;
+    a dense op on integers also brings each output to its grid, at twice the elementwise rate. Constant nodes cost
+    nothing, views and shapes their overhead. A node pays for the values whose layout changes for it (cost_layout).
 
 Nodes in the target's `fused` vanish where cost_fusion says so; they and the tensor between cost nothing. Where a shape
 is not known, no work and no memory of that node counts, and a note says so.
@@ -36,7 +37,8 @@ import onnx_ir as ir
 from ccompile import graph
 from ccompile.core import CostReport
 from ccompile.cost_fusion import Fusion
-from ccompile.cost_ops import FREE, LINEAR, PARTIAL_READS, Call, multiplications
+from ccompile.cost_layout import Blocks
+from ccompile.cost_ops import FREE, LINEAR, PARTIAL_READS, Call, Work, multiplications, run_of
 from ccompile.cost_shapes import example_shapes, guessed_axes, inlined, inner_types
 from ccompile.cost_weights import Constants, Weights
 from ccompile.target import Target, dtype_name
@@ -46,8 +48,9 @@ if TYPE_CHECKING:
 
     from ccompile.analysis.shapes import Shapes
 
-__all__ = ["ModelCost", "NodeCost", "example_shapes", "guessed_axes", "price", "survey_metrics"]
+__all__ = ["SHAPE_UNKNOWN", "ModelCost", "NodeCost", "example_shapes", "guessed_axes", "price", "survey_metrics"]
 
+SHAPE_UNKNOWN = "shape unknown: not counted"  # note of a row
 _INTEGER_INSIDE = ("DynamicQuantizeMatMul",)
 
 
@@ -99,7 +102,7 @@ def price(model: ir.Model, shapes: Shapes, target: Target) -> ModelCost:
         resident_bytes=sum(pricer.resident.values()),
         moved_bytes=sum(row.moved_bytes for row in body.rows),
         peak_activation_bytes=body.peak,
-        seconds=sum(row.seconds for row in body.rows),
+        seconds=sum(row.seconds for row in body.rows) + target.session_overhead_us * 1e-6,
     )
     return ModelCost(report, body.rows, body.peak_node, tuple(pricer.all_notes()))
 
@@ -140,17 +143,29 @@ class _Pricer:
         """Price the nodes of a graph or subgraph."""
         nodes = list(graph_)
         self.constants.add(iter(nodes))
-        fusion = Fusion(nodes, self.target.fused, self.constants)
+        blocks = Blocks(nodes, self.target.layout, self.target.fused, self.constants, types)
+        fusion = Fusion(nodes, self.target.fused, self.constants, blocks)
         rows, inner_peaks = [], {}
         for node in nodes:
             if node.op_type == "Constant":
                 continue
             bodies = [self.body(sub, self.inner.get(sub, {})) for sub in graph.subgraphs(node)]
             inner_peaks[node] = max((body.peak for body in bodies), default=0)
-            rows.append(self._row(node, types, fusion, bodies))
+            row = self._row(node, types, fusion, blocks, bodies)
+            rows.append(replace(row, seconds=row.seconds + self._reordering(blocks.reorders.get(node, ()), types)))
         return _Body(tuple(rows), *_peak(graph_, nodes, fusion, self.constants, types, inner_peaks))
 
-    def _row(self, node: ir.Node, types: Shapes, fusion: Fusion, bodies: Sequence[_Body]) -> NodeCost:
+    def _reordering(self, values: Sequence[ir.Value], types: Shapes) -> float:
+        """Return the seconds of changing the layout of values."""
+        seconds = 0.0
+        for value in values:
+            elements = math.prod(self.constants.type_of(value, types).static or ())
+            rate = self.target.measured("reorder", "float32", {"elements": elements})
+            each = elements / (rate or self.target.rate("elementwise", "float32"))
+            seconds += each + self.target.node_overhead_us * 1e-6
+        return seconds
+
+    def _row(self, node: ir.Node, types: Shapes, fusion: Fusion, blocks: Blocks, bodies: Sequence[_Body]) -> NodeCost:
         name = str(node.name)
         if all(map(self.constants.is_folded, node.outputs)):
             return NodeCost(name, node.op_type, note="folded: runs once, at session creation")
@@ -166,37 +181,67 @@ class _Pricer:
         if node.op_type in FREE:
             return replace(row, seconds=overhead)
         try:
-            return self._work(row, node, types, fusion, overhead)
+            return self._work(row, node, types, fusion, blocks)
         except (LookupError, ValueError):
             self.note("nodes of unknown shape not counted", name)
-            return replace(row, note="shape unknown: not counted")
+            return replace(row, note=SHAPE_UNKNOWN)
 
-    def _work(self, row: NodeCost, node: ir.Node, types: Shapes, fusion: Fusion, overhead: float) -> NodeCost:
+    def _work(self, row: NodeCost, node: ir.Node, types: Shapes, fusion: Fusion, blocks: Blocks) -> NodeCost:
         """Return the row of a node that runs; raises LookupError when a shape is not known."""
         inputs = [None if value is None else self.constants.type_of(value, types) for value in node.inputs]
         outputs = [self.constants.type_of(value, types) for value in node.outputs]
         call = Call(node, [known.static if known else None for known in inputs], [known.static for known in outputs])
         moved = self._moved(node, types, fusion)
         linear = LINEAR.get(node.op_type)
+        macs = 0
         if linear is not None:
+            work = linear.work(call)
+            macs = work.macs
             dtype = self._dtype(node, types, fusion)
-            step = self.target.step(dtype)
-            work = linear.work(call).at(step)
-            macs, computed = work.macs, work.computed(step)
-            busy = computed / self.target.rate(work.kind, dtype)
+            is_blocked = blocks.runs(node) if self.target.layout is not None and dtype == "float32" else None
+            is_measured, busy = self._linear_seconds(work, dtype, is_blocked)
             if node in fusion.integer and work.kind not in ("depthwise", "ragged"):  # their rates hold it
                 busy += math.prod(outputs[0].static or ()) / (2 * self.target.rate("elementwise", "int8"))
         else:
             sizes = [math.prod(known.static or ()) for known in (*inputs, *outputs) if known is not None]
             dtype = "int8" if node in fusion.integer else dtype_name(outputs[0].dtype or ir.DataType.FLOAT)
-            macs, busy = 0, max(sizes, default=0) / self.target.rate("elementwise", dtype)
+            is_measured, busy = self._other_seconds(call, dtype, max(sizes, default=0))
         return replace(
             row,
             macs=macs,
             multiplications=macs + multiplications(call),
             moved_bytes=moved,
-            seconds=max(busy, self.target.seconds_to_move(moved)) + overhead,
+            seconds=(busy if is_measured else max(busy, self.target.seconds_to_move(moved)))
+            + self.target.node_overhead_us * 1e-6,
         )
+
+    def _linear_seconds(self, work: Work, dtype: str, is_blocked: bool | None) -> tuple[bool, float]:
+        """Return whether the seconds of a linear op come from a table, in which its memory takes part, and those."""
+        step = self.target.step(dtype)
+        work = work.at(step)
+        computed = work.computed(step)
+        if (known := work.table(step, is_blocked)) is not None:
+            rate = self.target.measured(known[0], dtype, known[1], kernel=work.taps)
+            if rate is not None:
+                return True, computed / rate
+        return False, computed / self.target.rate(work.kind, dtype)
+
+    def _other_seconds(self, call: Call, dtype: str, elements: int) -> tuple[bool, float]:
+        """Return whether the seconds of any other op come from a table, and those."""
+        op, target = call.node.op_type, self.target
+        if op in ("MaxPool", "AveragePool"):
+            taps = math.prod(graph.attribute(call.node, "kernel_shape", [1]))
+            work = math.prod(call.output) * taps
+            rate = target.measured("pool", dtype, {"elements": math.prod(call.output)}, kernel=taps)
+        elif op == "Transpose":
+            work, run = elements, run_of(call)
+            rate = target.measured("transpose", dtype, {"run": run, "elements": elements})
+        else:
+            work = elements
+            rate = target.measured("ops", dtype, {"elements": elements}, op=op)
+        if rate is not None:
+            return True, work / rate
+        return False, elements / target.rate("elementwise", dtype)
 
     def _dtype(self, node: ir.Node, types: Shapes, fusion: Fusion) -> str:
         """Return the type in which a linear op computes: int8 where both operands are, else its first operand's."""

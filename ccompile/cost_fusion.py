@@ -2,6 +2,7 @@
 
 What vanishes is the target's `fused`:
 * an op right after a linear op whose output it alone reads (Relu, Clip, Add, BatchNormalization ...), also in a row;
+  where the target has a blocked layout, an Add of two values only in it;
 * a DequantizeLinear whose readers all compute on integers, or which only feeds constant weights to MatMuls (the runtime
   then multiplies with the packed weight);
 * a QuantizeLinear after a node that computes on integers.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from ccompile.cost_layout import Blocks
     from ccompile.cost_weights import Constants
 
 _ENCODERS = ("QuantizeLinear", "DequantizeLinear")
@@ -37,7 +39,7 @@ INTEGER = frozenset(
 class Fusion:
     """The nodes of one graph that vanish, by the node that absorbs them."""
 
-    def __init__(self, nodes: Sequence[ir.Node], fused: Sequence[str], constants: Constants) -> None:
+    def __init__(self, nodes: Sequence[ir.Node], fused: Sequence[str], constants: Constants, blocks: Blocks) -> None:
         self._constants = constants
         self._owner: dict[ir.Node, ir.Node] = {}  # an epilogue -> its linear op
         self._into: dict[ir.Value, ir.Node] = {}  # a value that is never written -> the node that takes it over
@@ -47,7 +49,8 @@ class Fusion:
         self.integer = {node for node in nodes if decodes and self._computes_on_integers(node)}
         for node in nodes:
             if node.op_type in fused and node.op_type not in _ENCODERS and node.op_type not in LINEAR:
-                self._absorb(node)
+                if blocks.joins(node):
+                    self._absorb(node)
             elif encodes and node.op_type == "QuantizeLinear":
                 self._absorb_encoder(node)
             elif decodes and node.op_type == "DequantizeLinear" and self._before_integers(node):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ccompile import graph
+from ccompile.tables import TableKind
 from ccompile.target import RateKind, Step, round_up_to
 
 if TYPE_CHECKING:
@@ -24,13 +25,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Work:
-    """`rows` products of `groups` independent dense ins -> outs maps."""
+    """`rows` products of `groups` independent dense ins -> outs maps; of each output position, `taps` are rows."""
 
     kind: RateKind
     rows: int
     groups: int
     ins: int
     outs: int
+    taps: int = 1
 
     @property
     def macs(self) -> int:
@@ -40,6 +42,20 @@ class Work:
     def at(self, step: Step) -> Work:
         """Return the work as a machine with these multiples runs it: depthwise channels that are none are ragged."""
         return replace(self, kind="ragged") if self.kind == "depthwise" and self.groups % step.out_channels else self
+
+    def table(self, step: Step, is_blocked: bool | None) -> tuple[TableKind, dict[str, float]] | None:
+        """Return where measured rates of such work stand, and the sizes they go with.
+
+        is_blocked: whether it runs in blocks, None where there are none.
+        """
+        positions = self.rows / self.taps
+        if self.kind in ("depthwise", "ragged"):
+            fits = self.kind == "depthwise" if is_blocked is None else is_blocked
+            return "depthwise" if fits else "ragged", {"channels": self.groups, "positions": positions}
+        ins, outs = round_up_to(self.ins, step.in_channels), round_up_to(self.outs, step.out_channels)
+        if self.kind in ("conv", "conv1x1"):
+            return "plain" if is_blocked is False else "conv", {"inputs": ins, "outputs": outs, "positions": positions}
+        return None if self.kind == "recurrent" else ("gemm", {"rows": self.rows, "inputs": ins, "outputs": outs})
 
     def computed(self, step: Step) -> int:
         """Return the MACs that a machine computes which rounds channels up to multiples; depthwise ones by group.
@@ -84,7 +100,7 @@ def _conv(call: Call, weight: int = 1) -> Work:
     # W[o, c / g, k...]; y[n, o, p...]
     W, y = call.shape(weight), call.output
     groups, taps = call.attribute("group", 1), math.prod(W[2:])
-    return Work(_conv_kind(W[1], groups, taps), y[0] * math.prod(y[2:]) * taps, groups, W[1], W[0] // groups)
+    return Work(_conv_kind(W[1], groups, taps), y[0] * math.prod(y[2:]) * taps, groups, W[1], W[0] // groups, taps)
 
 
 def _conv_transpose(call: Call) -> Work:
@@ -92,7 +108,7 @@ def _conv_transpose(call: Call) -> Work:
     x, W = call.shape(0), call.shape(1)
     groups, taps = call.attribute("group", 1), math.prod(W[2:])
     kind = _conv_kind(W[0] // groups, groups, taps)
-    return Work(kind, x[0] * math.prod(x[2:]) * taps, groups, W[0] // groups, W[1])
+    return Work(kind, x[0] * math.prod(x[2:]) * taps, groups, W[0] // groups, W[1], taps)
 
 
 def _conv_kind(ins: int, groups: int, taps: int) -> RateKind:
@@ -336,3 +352,15 @@ def multiplications(call: Call) -> int:
         return 0
     each, per = MULTIPLICATIONS[call.node.op_type]
     return each * math.prod(call.shape(0) if per == "input" else call.output)
+
+
+def run_of(call: Call) -> int:
+    """Return how many elements stay neighbours when a Transpose moves them; raises LookupError without a shape."""
+    shape = call.shape(0)
+    order = [int(axis) for axis in graph.attribute(call.node, "perm", list(range(len(shape)))[::-1])]
+    run = 1
+    for axis in range(len(shape) - 1, -1, -1):
+        if order[axis] != axis:
+            break
+        run *= shape[axis]
+    return run

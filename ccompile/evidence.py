@@ -249,6 +249,7 @@ class Evidence(Record):
     source_layers: tuple[LayerRecord, ...] = ()
     layers: tuple[LayerRecord, ...] = ()
     fingerprint: Fingerprint | None = None
+    decisions: dict[str, str] = Field(default_factory=dict)  # what was decided by times, by step and site
     timing: dict[str, Any] = Field(default_factory=dict)
 
     @property

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +19,10 @@ from ccompile import target as targets
 from ccompile.acting import act
 from ccompile.analysis.shapes import ValueType
 from ccompile.comparison import class_axis, compare, rtol_of
-from ccompile.core import CostReport, Pass, PassResult, Site, View
+from ccompile.core import Pass, PassResult, Site, View
 from ccompile.cost import ModelCost
 from ccompile.data import Data, DataSet, open_data
+from ccompile.decisions import Decisions
 from ccompile.errors import ContractError, DataError, ModelError, PassError, Problem, SpecError
 from ccompile.evidence import (
     ComparisonRecord,
@@ -38,14 +40,16 @@ from ccompile.evidence import (
 from ccompile.executor import Executor, InProcess, executor
 from ccompile.fingerprint import Inputs, prints_of
 from ccompile.metrics import Metric, find_metric, measure, top1
+from ccompile.prices import Prices
 from ccompile.prints import Fingerprint
 from ccompile.recording import Recording
-from ccompile.request import Request, check_external, check_paths, dump_name
+from ccompile.request import Request, check_external, check_paths, dump_name, step_name
 from ccompile.runtime import Feeds, Settings, Timing
 from ccompile.sites import SiteError, site_errors
 from ccompile.soundness import Constancy, refuse_random
 from ccompile.spec import Spec
 from ccompile.stats import Calibration
+from ccompile.timing import Timer, interleaved
 from ccompile.tolerance import Comparison, Tolerance
 from ccompile.weakening import weakest
 
@@ -68,7 +72,7 @@ def compile_model(request: Request, progress: Progress = lambda text, done, tota
     total = len(request.spec.passes) + 2
     progress("reading and running the source", 0, total)
     with executor(request.jobs) as executing:
-        run = Run(request, executing, progress=progress)
+        run = Run(request, executing, progress=progress, decisions=Decisions(request.locked))
         run.open()
         for index, step in enumerate(request.spec.passes):
             run.step(index, step)
@@ -132,6 +136,8 @@ class Run:
     inputs: Inputs = field(default_factory=Inputs)
     keep: Callable[[Site], bool] = lambda site: True  # which planned sites a compression carries out
     running: tuple[str, int] = ("", 0)  # the step that runs, and its number
+    decisions: Decisions = field(default_factory=Decisions)
+    timer: Timer = interleaved
     verifying: float = 0.0  # seconds spent in verification runs: sessions made and inferences
 
     def open(self) -> None:
@@ -216,6 +222,11 @@ class Run:
         """Return a graph's cost on the target for one sample."""
         return cost.price(model, self.types_of(model), self.request.spec.target)
 
+    def _prices(self) -> Prices:
+        request = self.request
+        origin = self.origin.cost.report
+        return Prices(origin, request.spec.target, self.types_of, self.single, request.threads, self.timer)
+
     def _state(self, model: ir.Model, outputs: Recording) -> _State:
         types = self.types_of(model)
         return _State(model, outputs, types, cost.price(model, types, self.request.spec.target))
@@ -281,10 +292,11 @@ class Run:
             graph.facts,
             lambda values: runtime.evaluate(values, self.settings),
             self.statistics,
-            _Costs(self),
+            self._prices(),
             self.executor,
             self._tell,
             registry.find,
+            partial(self.decisions.decide, step_name(index, step)),
             _results=known,
         )
         result = act(step, view, ease, self.keep)
@@ -370,6 +382,7 @@ class Run:
         """Judge the gates, check the target, write model and evidence."""
         judged = self._judge()
         if not judged.failed:
+            self.decisions.finish()
             return self._write(lambda output, seen: self._evidence(judged, output, start, seen))
         evidence = self._evidence(judged, None, start)
         disk.write_text(self.request.evidence_path, evidence.text())
@@ -459,43 +472,9 @@ class Run:
             source_layers=snapshots.layers_of(self.origin.cost, {}),
             layers=snapshots.layers_of(self.state.cost, self._drifts()),
             fingerprint=seen,
+            decisions=self.decisions.made,
             timing=timing,
         )
-
-
-@dataclass(frozen=True)
-class _Costs:
-    """core.Costs of a compile."""
-
-    run: Run
-
-    @property
-    def source(self) -> CostReport:
-        """Return the source model's cost."""
-        return self.run.origin.cost.report
-
-    def report(self, model: ir.Model) -> CostReport:
-        """Return a graph's cost."""
-        return self.run.price(model).report
-
-    def nodes(self, model: ir.Model) -> Mapping[str, tuple[int, float]]:
-        """Return (MACs, estimated seconds) of each top-level node, by name."""
-        return {node.name: (node.macs, node.seconds) for node in self.run.price(model).nodes}
-
-    def coding(self, model: ir.Model, values: Iterable[str]) -> Mapping[str, float]:
-        """Return the estimated seconds of turning each value into codes of a byte, or back, in nodes of their own.
-
-        Images also change their layout, twice: integer convolutions have channels last, float ones have them in blocks,
-        and the rest first.
-        """
-        types, target = self.run.types_of(model), self.run.request.spec.target
-        shapes = {name: types[name].static or () for name in values}
-        rate, overhead = target.rate("elementwise", "float32"), target.node_overhead_us * 1e-6
-        found = {}
-        for name, shape in shapes.items():
-            size, nodes = math.prod(shape), 3 if len(shape) > 3 else 1
-            found[name] = nodes * (max(size / rate, target.seconds_to_move(5 * size)) + overhead)
-        return found
 
 
 def _metrics(spec: Spec, data: DataSet, outputs: Recording) -> dict[str, Metric]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,10 @@ from ccompile.spec import Spec
 
 @dataclass(frozen=True)
 class Request:
-    """One compile. threads, jobs: 0 means all cores; measure: race the result against the source on this machine."""
+    """One compile. threads, jobs: 0 means all cores; measure: race the result against the source on this machine.
+
+    locked: decisions of an earlier compile, by key (Evidence.decisions), that are repeated instead of made.
+    """
 
     model: Path
     spec: Spec
@@ -27,6 +30,7 @@ class Request:
     jobs: int = 1
     report: Path | None = None
     junit: Path | None = None
+    locked: Mapping[str, str] | None = None
 
     @property
     def evidence_path(self) -> Path:
@@ -99,4 +103,9 @@ def _outputs(request: Request) -> Iterable[tuple[Path, str]]:
 
 def dump_name(index: int, step: Pass) -> str:
     """Return the file name of the model after a step."""
-    return f"{index + 1:02d}-{step.pass_name()}.onnx"
+    return f"{step_name(index, step)}.onnx"
+
+
+def step_name(index: int, step: Pass) -> str:
+    """Return what a step is called in file names and keys of decisions: its number and its pass."""
+    return f"{index + 1:02d}-{step.pass_name()}"

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from ccompile import graph, specs
 from ccompile.errors import Problem, SpecError, nearest
+from ccompile.tables import TableKind, Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ccompile.analysis.shapes import Shapes
     from ccompile.core import CostReport
@@ -78,6 +79,17 @@ class Rates(_Part):
     elementwise: Table = Field(description="everything else, G elements/s")
 
 
+class Layout(_Part):
+    """The layout in which float32 convolutions of images run: channels in blocks."""
+
+    block: PositiveInt = Field(description="channels in a block")
+    inputs: PositiveInt = Field(default=1, description="a dense convolution's input channels come in multiples of this")
+    depthwise: PositiveInt = Field(default=1, description="channels of a depthwise one come in multiples of this")
+    carries: tuple[str, ...] = Field(
+        default=(), description="ops that work on blocks where all their inputs are in blocks"
+    )
+
+
 class Cache(_Part):
     """A faster memory before the main one: the first `mib` of what a node moves come from it."""
 
@@ -118,6 +130,11 @@ class Target(_Part):
         default=(),
         description="ops that cost nothing right after a linear op; QuantizeLinear and DequantizeLinear: around one",
     )
+    session_overhead_us: float = Field(default=0, ge=0, description="fixed time of each inference, microseconds")
+    layout: Layout | None = Field(
+        default=None, description="a layout of its own for convolutions; without it changes of layout cost nothing"
+    )
+    tables: Tables = Field(default_factory=Tables, description="measured rates by size, which go before `rates`")
     memory: Memory = Field(default_factory=Memory, description="what fits")
 
     @model_validator(mode="after")
@@ -126,6 +143,7 @@ class Target(_Part):
             raise ValueError("`lacks` only makes sense with `ops: '*'`: remove the ops from the list instead")
         known = {dtype_name(dtype) for dtype in ir.DataType}
         named = {*self.dtypes, *self.staircase, *(d for _, table in self.rates for d in table or ())}
+        named |= {dtype for _, kind in self.tables for dtype in kind}
         for dtype in sorted(named - known):
             raise ValueError(f"`{dtype}` is not an ONNX element type. {nearest(dtype, known)}")
         return self
@@ -159,6 +177,19 @@ class Target(_Part):
             if name in self.staircase:
                 return self.staircase[name]
         return Step()
+
+    def measured(
+        self, kind: TableKind, dtype: str, sizes: Mapping[str, float], *, kernel: int = 1, op: str = ""
+    ) -> float | None:
+        """Return the rate in 1/s that a table gives: of `dtype`, or of what it runs as; None where none was measured.
+
+        A type with a rate of its own never takes another type's table.
+        """
+        for name in (dtype, *_RUNS_AS.get(dtype, ())):
+            found = self.tables.rate(kind, name, sizes, kernel=kernel, op=op)
+            if found is not None or name in self.rates.conv:
+                return found
+        return None
 
     def rate(self, kind: RateKind, dtype: str) -> float:
         """Return the rate in 1/s: of `dtype`, else of what it runs as, else the slowest that is given."""

@@ -84,3 +84,13 @@ def test_int8_stands_beside_the_runtimes_own_quantisation(digits: Path, tmp_path
     ]
     assert all(float(row[1]) >= 95 for row in rows)
     assert rows[0][2] == "1.00"
+
+
+def test_lowering_builds_compiles_and_races() -> None:
+    command = [sys.executable, str(ROOT / "bench" / "lowering.py"), "circulant-4096", "--select", "always"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--seconds", "0.1"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| circulant-4096 |"))
+    assert float(row.split(" | ")[-1].strip(" |")) < 1e-5
+    assert "- circulant-4096 matmul0: circulant, 128 x 32" in done.stdout

@@ -25,6 +25,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "cluster-weights": {"bits": 3},
     "encode-weights": {},
     "fold-batchnorm": {},
+    "lower-fft": {"select": "always", "min_kernel": 3},
+    "lower-winograd": {"select": "always"},
     "merge-neurons": {"amount": 0.3},
     "prune-channels": {"keep": 0.5},
     "prune-weights": {"keep": 0.3},
@@ -55,6 +57,8 @@ IDLE = {
     "allocate": {"shared_weights"},
     "encode-weights": set(builders.ZOO),  # none has few values: tests/passes/encode_weights.txt
     "fold-batchnorm": {"mlp", "residual", "shared_weights", "capturing", "transformer", "quantised"},
+    "lower-fft": set(builders.ZOO) - {"conv_bn", "grouped", "residual"},
+    "lower-winograd": set(builders.ZOO) - {"conv_bn", "grouped", "residual"},
     "merge-neurons": set(builders.ZOO) - {"mlp", "residual", "open"},
     "prune-channels": {"shared_weights", "capturing", "quantised"},
     "quantize-activations": {"half"},

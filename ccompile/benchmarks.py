@@ -1,0 +1,449 @@
+"""Small models that each run one kind of kernel at one size: what `ccompile target measure` times."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ccompile.core import Array
+from ccompile.tables import AXES, TableKind
+
+OPSET, IR_VERSION = 20, 9
+COPIES = 2  # of a node in its model, each with weights of its own
+_CHANNELS = 64  # of the images that elementwise ops read
+_POOL = np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)  # what all numbers are taken from
+
+
+Built = tuple[onnx.ModelProto, dict[str, Array]]
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One size: a model with its inputs, and the work of what runs as one of `runs_as`."""
+
+    sizes: tuple[float, ...]
+    work: float
+    runs_as: tuple[str, ...]
+    build: Callable[[], Built]
+    nodes: int = 1  # that share the work
+
+
+@dataclass(frozen=True)
+class Series:
+    """The probes of one grid of a table, in the order of its rates."""
+
+    kind: TableKind
+    dtype: str
+    axes: tuple[tuple[int, ...], ...]
+    probe: Callable[[Sizes], Probe]
+    kernel: int | None = None
+    op: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what is measured, in words."""
+        what = self.op or (f"kernel {self.kernel}" if self.kernel is not None else "")
+        return " ".join(part for part in (self.kind, what, self.dtype) if part)
+
+    def probes(self) -> list[Probe]:
+        """Return the probes, the last axis fastest."""
+        return [self.probe(sizes) for sizes in itertools.product(*self.axes)]
+
+    def named_axes(self) -> dict[str, tuple[int, ...]]:
+        """Return the sizes by the names that tables have for them."""
+        return dict(zip(AXES[self.kind], self.axes, strict=True))
+
+
+def numbers(*shape: int, scale: float = 1.0) -> Array:
+    """Return float32 numbers of a normal distribution; equal shapes give equal numbers."""
+    found: Array = np.resize(_POOL, shape) * np.float32(scale)
+    return found
+
+
+class Net:
+    """Builds a model node by node; what nothing reads is an output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+        self.feeds: dict[str, Array] = {}
+
+    def input(self, array: Array) -> str:
+        """Add an input that is fed this array."""
+        name = f"x{len(self.feeds)}"
+        self.feeds[name] = array
+        return name
+
+    def constant(self, array: Array) -> str:
+        """Add an initializer."""
+        name = f"w{len(self.tensors)}"
+        self.tensors.append(numpy_helper.from_array(array, name))
+        return name
+
+    def node(self, op_type: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
+        """Add a node; return its first output."""
+        names = [f"y{len(self.nodes)}_{index}" for index in range(outputs)]
+        self.nodes.append(helper.make_node(op_type, inputs, names, name=f"n{len(self.nodes)}", **attributes))
+        return names[0]
+
+    def model(self) -> Built:
+        """Return the model and its inputs."""
+        read = {name for node in self.nodes for name in node.input}
+        self.feeds = {name: array for name, array in self.feeds.items() if name in read}
+        outputs = [name for node in self.nodes for name in node.output if name not in read]
+        graph = helper.make_graph(
+            self.nodes,
+            "probe",
+            [
+                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+                for name, array in self.feeds.items()
+            ],
+            [onnx.ValueInfoProto(name=name) for name in outputs],
+            self.tensors,
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), self.feeds
+
+    # ------------------------------------------------------------------------------------ integers
+
+    def encoded(self, value: str, zero: int = 128) -> str:
+        """Bring a value to uint8 and back: what integer kernels are made from."""
+        grid = self.constant(np.array(0.05, np.float32)), self.constant(np.array(zero, np.uint8))
+        return self.node("DequantizeLinear", self.node("QuantizeLinear", value, *grid), *grid)
+
+    def integers(self, *shape: int) -> str:
+        """Add an int8 weight behind its DequantizeLinear."""
+        codes = self.constant(np.clip(numbers(*shape) * 40, -127, 127).astype(np.int8))
+        return self.node("DequantizeLinear", codes, self.constant(np.array(0.01, np.float32)))
+
+
+# ---------------------------------------------------------------------------------------------- linear ops
+
+
+def conv(
+    taps: Sequence[int], inputs: int, outputs: int, image: Sequence[int], groups: int = 1, is_integer: bool = False
+) -> Probe:
+    """Convolutions that keep the size of an image[...], beside one another on the same input."""
+    weight = (outputs, inputs // groups, *taps)
+    pads = [tap // 2 for tap in taps] + [tap - 1 - tap // 2 for tap in taps]
+
+    def build() -> Built:
+        net = Net()
+        x = net.input(numbers(1, inputs, *image))
+        x = net.encoded(x) if is_integer else x
+        for _ in range(COPIES):
+            W = net.integers(*weight) if is_integer else net.constant(numbers(*weight, scale=0.05))
+            y = net.node("Conv", x, W, group=groups, pads=pads, kernel_shape=list(taps))
+            if is_integer:
+                net.encoded(net.node("Relu", y), 0)
+            else:
+                net.node("Relu", y)
+        return net.model()
+
+    work = math.prod(image) * math.prod(weight)
+    positions = math.prod(image)
+    sizes = (inputs, positions) if groups == inputs and groups > 1 else (inputs, outputs, positions)
+    return Probe(sizes, work, ("QLinearConv",) if is_integer else ("Conv", "FusedConv"), build)
+
+
+def product(rows: int, inputs: int, outputs: int, is_integer: bool = False) -> Probe:
+    """Matrix products with constant weights, beside one another on the same input."""
+
+    def build() -> Built:
+        net = Net()
+        x = net.input(numbers(rows, inputs))
+        x = net.encoded(x) if is_integer else x
+        for _ in range(COPIES):
+            W = net.integers(inputs, outputs) if is_integer else net.constant(numbers(inputs, outputs, scale=0.05))
+            y = net.node("MatMul", x, W)
+            if is_integer:
+                net.encoded(y)
+        return net.model()
+
+    names = ("QLinearMatMul",) if is_integer else ("MatMul", "Gemm", "FusedMatMul")
+    return Probe((rows, inputs, outputs), rows * inputs * outputs, names, build)
+
+
+def _square(positions: int) -> tuple[int, int]:
+    side = math.isqrt(positions)
+    return side, side
+
+
+def _image_conv(sizes: Sizes, k: int, is_integer: bool = False) -> Probe:
+    return conv((k, k), sizes[0], sizes[1], _square(sizes[2]), is_integer=is_integer)
+
+
+def _line_conv(sizes: Sizes, k: int) -> Probe:
+    return conv((k,), sizes[0], sizes[1], sizes[2:])
+
+
+def _product(sizes: Sizes, is_integer: bool = False) -> Probe:
+    rows, inputs, outputs = sizes
+    return product(rows, inputs, outputs, is_integer)
+
+
+def dense_series() -> Iterator[Series]:
+    """Yield dense convolutions, in blocks and not, and matrix products."""
+    wide, large = (16, 64, 256), (16, 49, 196, 784, 3136, 12544)
+    grids: dict[int, tuple[Sizes, ...]] = {
+        1: ((16, 64, 256, 1024), (16, 64, 256, 1024), large),
+        3: ((4, *wide), wide, large),
+        5: (wide, wide, (49, 784, 3136)),
+        7: ((4, 16, 64), (16, 64), (49, 784, 12544)),
+        11: ((4, 64), (64,), (196, 3136)),
+    }
+    for k, axes in grids.items():
+        yield Series("conv", "float32", axes, partial(_image_conv, k=k), kernel=k * k)
+    for k in (1, 3, 7):
+        axes = (wide, wide, (49, 784, 3136))
+        yield Series("conv", "int8", axes, partial(_image_conv, k=k, is_integer=True), kernel=k * k)
+    for k in (1, 3, 9):
+        yield Series("plain", "float32", ((8, 64), (8, 64), (64, 1024)), partial(_line_conv, k=k), kernel=k)
+    rows, few = (1, 4, 16, 128, 1024), (64, 512, 4096)
+    yield Series("gemm", "float32", (rows, (64, 256, 1024, 4096), (16, 64, 256, 1024, 4096)), _product)
+    yield Series("gemm", "int8", ((1, 16, 256), few, few), partial(_product, is_integer=True))
+
+
+def _image_depthwise(sizes: Sizes, k: int, is_integer: bool = False) -> Probe:
+    return conv((k, k), sizes[0], sizes[0], _square(sizes[1]), sizes[0], is_integer)
+
+
+def _line_depthwise(sizes: Sizes, k: int) -> Probe:
+    return conv((k,), sizes[0], sizes[0], sizes[1:], sizes[0])
+
+
+def depthwise_series() -> Iterator[Series]:
+    """Yield depthwise convolutions, in blocks and not."""
+    axes, few = ((16, 64, 256), (49, 784, 12544)), ((24, 120), (49, 784))
+    for k in (3, 5, 7, 15, 31):
+        yield Series("depthwise", "float32", axes, partial(_image_depthwise, k=k), kernel=k * k)
+    for k in (3, 5):
+        yield Series("depthwise", "int8", axes, partial(_image_depthwise, k=k, is_integer=True), kernel=k * k)
+        yield Series("ragged", "int8", few, partial(_image_depthwise, k=k, is_integer=True), kernel=k * k)
+        yield Series("ragged", "float32", ((18, 90), (49, 784)), partial(_image_depthwise, k=k), kernel=k * k)
+    for k in (3, 31, 255):
+        yield Series("ragged", "float32", ((16, 128), (64, 1024)), partial(_line_depthwise, k=k), kernel=k)
+
+
+# ---------------------------------------------------------------------------------------------- other ops
+
+_AXES = np.array([2, 3], np.int64)
+_HALF = ([0, 0], [_CHANNELS // 2, 1 << 30], [1, 2])
+
+
+def _ints(net: Net, *lists: Sequence[int]) -> list[str]:
+    return [net.constant(np.array(numbers_, np.int64)) for numbers_ in lists]
+
+
+def _per_channel(net: Net) -> str:
+    return net.constant(np.abs(numbers(_CHANNELS, 1, 1)))
+
+
+def _alone(op: str) -> Callable[[Net, str, str], str]:
+    return lambda net, x, z: net.node(op, x)
+
+
+def _with_another(op: str) -> Callable[[Net, str, str], str]:
+    return lambda net, x, z: net.node(op, x, z)
+
+
+# op -> how it is put on x[1, c, s, s] and z of the same shape
+_OPS: Mapping[str, Callable[[Net, str, str], str]] = {
+    **{
+        op: _alone(op)
+        for op in (
+            *("Relu", "Sigmoid", "Tanh", "Exp", "Erf", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu", "Softplus"),
+            *("Neg", "Abs", "Gelu", "GlobalAveragePool"),
+        )
+    },
+    **{op: _with_another(op) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")},
+    "Sqrt": lambda net, x, z: net.node("Sqrt", x),
+    "Pow": lambda net, x, z: net.node("Pow", x, net.constant(np.array(2, np.float32))),
+    "Clip": lambda net, x, z: net.node("Clip", x, *(net.constant(np.array(v, np.float32)) for v in (0, 6))),
+    "PRelu": lambda net, x, z: net.node("PRelu", x, _per_channel(net)),
+    "Softmax": lambda net, x, z: net.node("Softmax", x, axis=-1),
+    "Cast": lambda net, x, z: net.node("Cast", x, to=TensorProto.INT32),
+    "QuantizeLinear": lambda net, x, z: net.node(
+        "QuantizeLinear", x, net.constant(np.array(0.1, np.float32)), net.constant(np.array(128, np.uint8))
+    ),
+    "DequantizeLinear": lambda net, x, z: net.node(
+        "DequantizeLinear",
+        net.input(np.zeros(net.feeds[x].shape, np.uint8)),
+        net.constant(np.array(0.1, np.float32)),
+        net.constant(np.array(128, np.uint8)),
+    ),
+    "BatchNormalization": lambda net, x, z: net.node(
+        "BatchNormalization", x, *(net.constant(np.abs(numbers(_CHANNELS)) + 0.5) for _ in range(4))
+    ),
+    "InstanceNormalization": lambda net, x, z: net.node(
+        "InstanceNormalization", x, *(net.constant(numbers(_CHANNELS)) for _ in range(2))
+    ),
+    "ReduceMean": lambda net, x, z: net.node("ReduceMean", x, net.constant(_AXES)),
+    "ReduceSum": lambda net, x, z: net.node("ReduceSum", x, net.constant(_AXES)),
+    "Concat": lambda net, x, z: net.node("Concat", x, z, axis=1),
+    "Slice": lambda net, x, z: net.node("Slice", x, *_ints(net, *_HALF)),
+    "Split": lambda net, x, z: net.node("Split", x, outputs=2, axis=1, num_outputs=2),
+    "Pad": lambda net, x, z: net.node("Pad", x, *_ints(net, [0, 0, 1, 1, 0, 0, 1, 1])),
+    "Gather": lambda net, x, z: net.node("Gather", x, *_ints(net, range(_CHANNELS)[::2]), axis=1),
+    "DepthToSpace": lambda net, x, z: net.node("DepthToSpace", x, blocksize=2),
+    "Resize": lambda net, x, z: net.node(
+        "Resize", x, "", net.constant(np.array([1, 1, 2, 2], np.float32)), mode="nearest"
+    ),
+}
+_INTEGER_OPS = {"Add": "QLinearAdd", "Mul": "QLinearMul", "Sigmoid": "QLinearSigmoid"}
+_RUNS_AS = {"HardSwish": ("HardSigmoid", "Mul")}
+_POSITIVE = ("Sqrt", "Div")
+
+
+def on_image(op: str, elements: int, is_integer: bool = False) -> Probe:
+    """An op on an image of so many elements: the larger of what it reads and writes."""
+    side = max(math.isqrt(elements // _CHANNELS), 1)
+    if op == "Resize":
+        side //= 2
+    channels = _CHANNELS // 2 if op == "Concat" else _CHANNELS
+
+    def build() -> Built:
+        net = Net()
+        first, second = (net.input(numbers(1, channels, side, side)) for _ in range(2))
+        if op in _POSITIVE:
+            net.feeds = {name: np.abs(array) + np.float32(0.1) for name, array in net.feeds.items()}
+        if is_integer:
+            first, second = net.encoded(first), net.encoded(second)
+        for _ in range(COPIES):
+            y = _OPS[op](net, first, second)
+            if is_integer:
+                net.encoded(y)
+        return net.model()
+
+    runs_as = (_INTEGER_OPS[op],) if is_integer else _RUNS_AS.get(op, (op,))
+    return Probe((elements,), float(elements), runs_as, build, len(runs_as))
+
+
+def pooling(k: int, elements: int) -> Probe:
+    """Max pooling, k x k with a stride of 2, to so many elements."""
+    side = math.isqrt(elements // _CHANNELS)
+
+    def build() -> Built:
+        net = Net()
+        x = net.input(numbers(1, _CHANNELS, 2 * side + k - 2, 2 * side + k - 2))
+        net.node("MaxPool", x, kernel_shape=[k, k], strides=[2, 2])
+        return net.model()
+
+    return Probe((elements,), float(elements * k * k), ("MaxPool",), build)
+
+
+def transposing(run: int, elements: int) -> Probe:
+    """A Transpose of x[a, b, run] to [b, a, run]."""
+    side = math.isqrt(elements // run)
+
+    def build() -> Built:
+        net = Net()
+        x = net.input(numbers(side, side, run))
+        for perm in ([1, 0, 2], [1, 0, 2]):
+            net.node("Transpose", net.node("Neg", x), perm=perm)
+        return net.model()
+
+    return Probe((run, elements), float(side * side * run), ("Transpose",), build)
+
+
+def reordering(elements: int) -> Probe:
+    """Into the blocked layout and out of it, around a pooling that works on blocks."""
+    side = math.isqrt(elements // _CHANNELS)
+
+    def build() -> Built:
+        net = Net()
+        x = net.node("Neg", net.input(numbers(1, _CHANNELS, side, side)))
+        net.node("Neg", net.node("MaxPool", x, kernel_shape=[1, 1]))
+        return net.model()
+
+    return Probe((elements,), float(elements), ("ReorderInput", "ReorderOutput"), build)
+
+
+def other_series() -> Iterator[Series]:
+    """Yield what is not a linear op."""
+    sizes = tuple(_CHANNELS * side * side for side in (4, 16, 64, 176))
+    for op in sorted(_OPS):
+        dtype = "int8" if op == "QuantizeLinear" else "float32"  # what it writes
+        yield Series("ops", dtype, (sizes,), partial(_op, op=op), op=op)
+    for op in sorted(_INTEGER_OPS):
+        yield Series("ops", "int8", (sizes,), partial(_op, op=op, is_integer=True), op=op)
+    for k in (2, 3):
+        yield Series("pool", "float32", (sizes,), partial(_pooling, k=k), kernel=k * k)
+    yield Series("transpose", "float32", ((1, 16, 256), sizes[1:]), _transposing)
+    yield Series("reorder", "float32", (sizes,), _reordering)
+
+
+def _op(sizes: Sizes, op: str, is_integer: bool = False) -> Probe:
+    return on_image(op, sizes[0], is_integer)
+
+
+def _pooling(sizes: Sizes, k: int) -> Probe:
+    return pooling(k, sizes[0])
+
+
+def _transposing(sizes: Sizes) -> Probe:
+    return transposing(*sizes)
+
+
+def _reordering(sizes: Sizes) -> Probe:
+    return reordering(sizes[0])
+
+
+def all_series() -> list[Series]:
+    """Return everything that is measured."""
+    return [*dense_series(), *depthwise_series(), *other_series()]
+
+
+# ---------------------------------------------------------------------------------------------- structure
+
+CARRIED = (
+    *("Add", "Sum", "Sub", "Mul", "Max", "Concat", "Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "Tanh"),
+    *("HardSwish", "Gelu", "PRelu", "BatchNormalization", "Neg", "Elu"),
+)
+_FACTORS = ("Add", "Sub", "Mul")  # behind a convolution, with a constant per channel
+
+
+def between(op: str) -> Built:
+    """Return an op between convolutions in blocks that cannot absorb it."""
+    net = Net()
+    x = net.input(numbers(1, _CHANNELS, 8, 8))
+    first, second = (net.node("MaxPool", x, kernel_shape=[k, k], pads=[0, 0, k - 1, k - 1]) for k in (2, 3))
+    y = net.node("Sum", first, second) if op == "Sum" else _OPS[op](net, first, second)
+    net.node("MaxPool", y, kernel_shape=[3, 3])
+    if op in _POSITIVE:
+        net.feeds = {name: np.abs(array) for name, array in net.feeds.items()}
+    return net.model()
+
+
+def behind_conv(op: str | None) -> Built:
+    """Return an op, or none, between two convolutions; one of two operands with a constant per channel."""
+    net = Net()
+    x = net.input(numbers(1, _CHANNELS, 8, 8))
+    W = numbers(_CHANNELS, _CHANNELS, 1, 1)
+    y = net.node("Conv", x, net.constant(W))
+    if op in _FACTORS:
+        y = net.node(op, y, _per_channel(net))
+    elif op is not None:
+        z = net.input(numbers(1, _CHANNELS, 8, 8))
+        y = net.node("Sum", y, z) if op == "Sum" else _OPS[op](net, y, z)
+    channels = 2 * _CHANNELS if op == "Concat" else _CHANNELS
+    net.node("Conv", y, net.constant(numbers(_CHANNELS, channels, 1, 1)))
+    return net.model()
+
+
+def small_chain(nodes: int) -> Built:
+    """Return a chain of nodes that do next to nothing and that nothing merges."""
+    net = Net()
+    x = net.input(numbers(1, 4))
+    for index in range(nodes):
+        x = net.node("Softsign" if index % 2 else "Abs", x)
+    return net.model()
