@@ -98,7 +98,7 @@ def test_integers_that_differ_are_a_share_and_no_break(
     assert furthest in shown(report.comparison_table(comparison, "drawn"), 120)
 
 
-@pytest.mark.parametrize(("width", "below"), [(80, True), (600, False)])
+@pytest.mark.parametrize(("width", "below"), [(80, True), (1500, False)])
 def test_a_narrow_inspection_gives_each_refusal_once_below(digits: Path, width: int, below: bool) -> None:
     found = inspect_model(digits / "digits.onnx", load_target("generic-cpu", Path()), {})
     text = shown(report.inspect_table(found.cost, found.acts, "generic-cpu"), width)
