@@ -128,6 +128,9 @@ class Coding(Compression):
         """Return how a fitted weight, as stored, can be written that only the pass knows; None for no such way."""
         return None
 
+    def feed(self, node: ir.Node, form: Layer) -> None:
+        """Put what the structure wants of the inputs before a layer that is about to be coded; most want nothing."""
+
     @property
     def crops(self) -> bool:
         """Return whether outer taps of a kernel that are zero go."""
@@ -358,6 +361,7 @@ class Coding(Compression):
         """Code one layer, fitted on a walk through the data that has come to it, or without data to its weight."""
         form = linear.layer(node)
         assert isinstance(form, Layer)
+        self.feed(node, form)
         W = linear.matrix(node, form)
         held, bias = _free(W) if self.keeps_zeros else None, None
         if data is None:

@@ -3,6 +3,7 @@
 y = W x + b  becomes  y = (s p[code]) x + b',  p one of {-1, 1}, {-1, 0, 1}, {0, +-1, +-1/2, +-1/4, ...}, s a scale per
 weight or output channel. On calibration data signs and scales lose the least output: codes come from error feedback
 through the inputs' covariance, scales from least squares, then both are bettered in turn; the mean goes into the bias.
+With `inputs: sign` the layer reads sign(x) |x|_mean, the mean over channels at each place, and is fitted to that.
 Without data the scale of {-1, 1} is the mean of |w|, and that of {-1, 0, 1} maximises (sum of the k largest |w|)^2 / k.
 The runtime makes floats of the codes once, when it opens a session: the file shrinks, the speed stays.
 
@@ -10,8 +11,9 @@ Fires:  Conv, ConvTranspose, Gemm, MatMul with one constant float weight.
 Error:  E|dy|^2 = tr((What - W) H (What - W)^T), measured on calibration data, H the inputs' covariance. Without
         training whole networks of signs lose most of their accuracy: name layers with `only`, and look at the errors.
 Cost:   1 or 2 bits per weight, 2 to 4 for powers of two, and the scales; multiply-adds as before.
-Source: Courbariaux et al. 2015, arXiv:1511.00363; Rastegari et al. 2016, arXiv:1603.05279 (scales); Hou et al. 2017,
-        arXiv:1611.01600 (weighted); Li et al. 2016, arXiv:1605.04711 (ternary); Lin et al. 2015, arXiv:1510.03009.
+Source: Courbariaux et al. 2015, arXiv:1511.00363; Rastegari et al. 2016, arXiv:1603.05279 (scales
+        of weights and inputs); Hou et al. 2017, arXiv:1611.01600 (weighted); Li et al. 2016, arXiv:1605.04711
+        (ternary); Lin et al. 2015, arXiv:1510.03009.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import math
 from collections.abc import Sequence
 from typing import Literal, Self
 
+import onnx_ir as ir
 from pydantic import Field, model_validator
 
 from ccompile import decoding
 from ccompile.coding import Coding, Fitted, scaled, sliced
 from ccompile.core import Array, Budget
 from ccompile.decoding import Sliced
+from ccompile.emitting import Emitter
 from ccompile.fitting import Metric
 from ccompile.moments import Layer
 from ccompile.numerics import codebooks
@@ -45,6 +49,9 @@ class BinarizeWeights(Coding):
     scope: Literal["tensor", "channel"] = Field("channel", description="what has a scale of its own")
     error: float | None = Field(None, gt=0, lt=1, description="leave layers alone that would lose more of their power")
     keep: Budget | None = Field(None, description="a share of the source's cost to spend: `stored_bytes`")
+    inputs: Literal["float", "sign"] = Field(
+        "float", description="what a layer reads: all of x, or sign(x) times the mean of |x| over channels"
+    )
     scales: Literal["best", "power-of-two"] = Field("best", description="scales that lose least, or powers of two")
 
     @model_validator(mode="after")
@@ -53,7 +60,22 @@ class BinarizeWeights(Coding):
             raise ValueError("give `error` or `keep`, not both: without either all layers are coded")
         if self.keep is not None and self.keep.stored_bytes is None:
             raise ValueError("`keep` spends `stored_bytes`: codes leave parameters and multiply-adds as they are")
+        if self.inputs == "sign" and (self.error is not None or self.keep is not None):
+            raise ValueError("with `inputs: sign` all layers are coded: give neither `error` nor `keep`, but `only`")
         return self
+
+    def feed(self, node: ir.Node, form: Layer) -> None:
+        """Let the layer read signs, scaled at each place by the mean size over channels, where the options say so."""
+        if self.inputs == "float":
+            return
+        emitter, index = Emitter(node), 1 - form.weight
+        x, axis = node.inputs[index], 1 if form.kernel else -2 if form.weight == 0 else -1
+        size = emitter.op("Abs", x)
+        if emitter.opset < 18:
+            size = emitter.op("ReduceMean", size, axes=[axis], keepdims=1)
+        else:
+            size = emitter.op("ReduceMean", size, emitter.integers(axis), keepdims=1)
+        node.replace_input_with(index, emitter.op("Mul", emitter.op("Sign", x), size))
 
     @property
     def budget(self) -> Budget | None:

@@ -390,6 +390,30 @@ def test_outliers_keep_values_of_their_own(net: str, statistics: str) -> None:
     assert stored_bytes(run) < run.origin.cost.report.stored_bytes
 
 
+@pytest.mark.parametrize("net", ["gemm", "turned", "right", "left", "conv", "grouped", "transposed"])
+@pytest.mark.parametrize("statistics", ["calibration", "weights"])
+def test_signs_of_inputs_are_what_a_layer_reads(net: str, statistics: str) -> None:
+    model = LAYERS[net]()
+    (batch, *_) = batches = feeds(model, (24, 24))
+    run = code("binarize", model, batches, inputs="sign", scope="tensor", statistics=statistics)
+    node = graph.node_named(run.model.graph, "layer")
+    read = node.inputs[1 if net == "left" else 0]
+    assert read is not None
+    x = batch["x"]
+    axis = {"conv": 1, "grouped": 1, "transposed": 1, "left": -2}.get(net, -1)
+    wanted = np.sign(x) * np.abs(x).mean(axis, keepdims=True)
+    np.testing.assert_allclose(outputs(run.model, batch, str(read.name))[str(read.name)], wanted, rtol=1e-5)
+    if statistics == "calibration" and net in ("gemm", "conv"):
+        assert error(run.model, model, batches) < error(
+            code("binarize", model, batches, inputs="sign", scope="tensor", **PLAIN).model, model, batches
+        )
+
+
+def test_signs_of_inputs_take_no_limit() -> None:
+    with pytest.raises(ValueError, match="give neither `error` nor `keep`"):
+        BinarizeWeights(inputs="sign", error=0.1)
+
+
 def test_outliers_beside_zeros_that_stay() -> None:
     model = wide()
     for name in layers(model):
