@@ -37,7 +37,7 @@ from ccompile.core import Array, Budget, Choice, Compression, Kind, Share, Site,
 from ccompile.errors import PassError
 from ccompile.fitting import WIDEST, Was
 from ccompile.moments import Layer, Moments
-from ccompile.numerics import allocation, obs, saliency
+from ccompile.numerics import allocation, obs, saliency, swaps
 from ccompile.numerics.obs import Consumer, Trace
 
 
@@ -57,6 +57,9 @@ class PruneChannels(Compression):
     criterion: Literal["reconstruction", "activation", "l1", "l2", "geometric-median", "random"] = Field(
         "reconstruction",
         description="which units go first; but for reconstruction, errors are shares of the summed squared scores",
+    )
+    swaps: int = Field(
+        0, ge=0, le=10_000, description="exchanges of a kept with a removed unit per group that may better the choice"
     )
     coupled: bool = Field(True, description="prune groups of several producers or consumers too (residual spines)")
     align: int = Field(1, ge=1, le=1024, description="keep a multiple of this many units")
@@ -79,6 +82,8 @@ class PruneChannels(Compression):
             raise ValueError("give exactly one of `keep` and `error`")
         if self.criterion == "activation" and self.statistics == "weights":
             raise ValueError("`criterion: activation` is measured on data: it cannot go with `statistics: weights`")
+        if self.swaps and self.criterion != "reconstruction":
+            raise ValueError("`swaps` better what `criterion: reconstruction` chose, not other criteria")
         return self
 
     def sites(self, view: View) -> list[Site | Skip]:
@@ -270,9 +275,19 @@ class PruneChannels(Compression):
 
     def _keep(self, group: Group, choice: Choice, view: View) -> Array:
         order, _ = self._order(group, view)
+        count = int(choice.strength)
         keep = np.ones(group.size, bool)
-        keep[order[: group.size - int(choice.strength)]] = False
-        return keep
+        keep[order[: group.size - count]] = False
+        return keep if not self.swaps or keep.all() else self._swapped(group, keep, view)
+
+    def _swapped(self, group: Group, keep: Array, view: View) -> Array:
+        """Return as many units that together lose no more, found by exchanges."""
+
+        def search() -> Array:
+            found = swaps.swap_search(self._consumers(group, view), np.flatnonzero(keep), self.swaps, ridge=0.0)
+            return np.isin(np.arange(group.size), found.keep)
+
+        return view.once(("swapped", group.name, int(keep.sum())), search)
 
     def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
         """Cut all groups at once, then refit every layer that reads them in topological order."""

@@ -576,3 +576,17 @@ def test_the_source_is_not_touched() -> None:
     run = prune(model, keep={"macs": 0.6})
     assert applied(run)
     assert serialised(model) == before
+
+
+@pytest.mark.parametrize(("seed", "share_left"), [(1, 0.7), (3, 0.5), (4, 0.7), (7, 0.6), (0, 1.0)])
+def test_swaps_find_units_that_together_lose_less(seed: int, share_left: float) -> None:
+    model = linear_mlp(seed)
+    plain, better = (prune(model, keep=0.4, refit="readers", ridge=1e-6, swaps=swaps) for swaps in (0, 100))
+    assert sizes(plain.model) == sizes(better.model)
+    lost = [error(run.model, model, feeds(model)) for run in (plain, better)]
+    assert lost[1] <= share_left * lost[0] * (1 + 1e-9)
+
+
+def test_swaps_better_one_criterion_only() -> None:
+    with pytest.raises(ValueError, match="`swaps` better what"):
+        PruneChannels(keep=0.5, criterion="l1", swaps=3)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from layers import F, layer
 
-from ccompile.numerics import atoms, bicluster, colour, cp, dictionary, separable, spatial, tucker, weighted
+from ccompile.numerics import atoms, bicluster, colour, cp, separable, spatial, tucker, weighted
 
 
 class Fit(Protocol):
@@ -33,7 +33,6 @@ FITS: dict[str, Callable[[F, F | None], Fit]] = {
     "cp-4": lambda W, H: cp.fit(W, H, 4),
     "colour": lambda W, H: colour.fit(W, H, 3),
     "bicluster": lambda W, H: bicluster.fit(W, H, (2, 2), 1),
-    "dictionary": lambda W, H: dictionary.smooth(W, H, np.arange(36.0)[:, None], 9),
 }
 
 
