@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "fold-batchnorm": {},
     "lower-fft": {"select": "always", "min_kernel": 3},
     "lower-winograd": {"select": "always"},
+    "fuse-activations": {"select": "always"},
     "lower-conv1d": {"select": "always"},
     "merge-linear": {},
     "merge-neurons": {"amount": 0.3},
@@ -61,6 +62,7 @@ IDLE = {
     "fold-batchnorm": {"mlp", "residual", "shared_weights", "capturing", "transformer", "quantised"},
     "lower-fft": set(builders.ZOO) - {"conv_bn", "grouped", "residual"},
     "lower-winograd": set(builders.ZOO) - {"conv_bn", "grouped", "residual"},
+    "fuse-activations": set(builders.ZOO),  # the transformer's opset has no Gelu
     "lower-conv1d": set(builders.ZOO),
     "merge-linear": set(builders.ZOO),
     "merge-neurons": set(builders.ZOO) - {"mlp", "residual", "open"},
