@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "lower-winograd": {"select": "always"},
     "fuse-activations": {"select": "always"},
     "lower-conv1d": {"select": "always"},
+    "lower-pool": {},
     "merge-linear": {},
     "merge-neurons": {"amount": 0.3},
     "prune-channels": {"keep": 0.5},
@@ -64,6 +65,7 @@ IDLE = {
     "lower-winograd": set(builders.ZOO) - {"conv_bn", "grouped", "residual"},
     "fuse-activations": set(builders.ZOO),  # the transformer's opset has no Gelu
     "lower-conv1d": set(builders.ZOO),
+    "lower-pool": set(builders.ZOO),
     "merge-linear": set(builders.ZOO),
     "merge-neurons": set(builders.ZOO) - {"mlp", "residual", "open"},
     "prune-channels": {"shared_weights", "capturing", "quantised"},
