@@ -13,7 +13,7 @@ from formulations import rewritten, worst
 
 from ccompile.passes.lower_pool import LowerPool
 
-STEP = LowerPool()
+STEP = LowerPool(select="always")
 WINDOWS = [
     {"kernel_shape": [k, 2], "strides": [s, 1], "pads": [p, 0, p, 1], "ceil_mode": up, "count_include_pad": counts}
     for k, s, p, up, counts in itertools.product((2, 3), (1, 2), (0, 1), (0, 1), (0, 1))
@@ -72,3 +72,9 @@ def test_a_pooling_of_one_tap_as_strides() -> None:
     (twin,) = rewritten(STEP, model).values()
     assert [node.op_type for node in twin.graph] == ["Conv", "Gelu"]
     assert worst(model, twin, driver.draw_feeds(model)[0]) < 1e-6
+
+
+def test_a_mean_alone_is_no_convolution_by_the_estimate() -> None:
+    model = pooled("AveragePool", kernel_shape=[2, 2])
+    assert not rewritten(LowerPool(), model)
+    assert rewritten(LowerPool(select="measured"), model)
