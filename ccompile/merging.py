@@ -65,20 +65,18 @@ def _dims(value: ir.Value | None, view: View) -> tuple[Dim, ...] | None:
 
 
 def behind(second: ir.Node, view: View) -> Site | str:
-    """Merge a Conv or pooling with the Conv or pooling that it reads, or swap them; return why not, if there is one."""
+    """Merge a Conv or pooling with the Conv that it reads, or swap them; return why not, if there is a reason."""
     value = second.inputs[0]
     first = value.producer() if value is not None else None
     if value is None or first is None or not is_standard(first):
         return ""
-    pair = (first.op_type, second.op_type)
-    if pair not in (("Conv", "Conv"), *(("Conv", pool) for pool in POOLS), ("AveragePool", "Conv")):
+    if first.op_type != "Conv" or second.op_type not in ("Conv", *POOLS):
         return ""
     if graph.only_use(value) is not second:
         return f"the output of `{first.name}` is read elsewhere"
     if reason := refusal([first, second], view):
         return reason
-    conv = first if first.op_type == "Conv" else second
-    kernel = kernels.convolution(conv, _dims(conv.inputs[0], view))
+    kernel = kernels.convolution(first, _dims(first.inputs[0], view))
     if isinstance(kernel, str):
         return kernel
     if second.op_type == "Conv":
@@ -87,23 +85,26 @@ def behind(second: ir.Node, view: View) -> Site | str:
 
 
 def _before_conv(first: ir.Node, second: ir.Node, kernel: Kernel, view: View) -> Site | str:
-    """Merge Conv - Conv, or let a pooling wait until a 1 x 1 convolution has fewer channels for it."""
-    nodes, between = [first, second], _dims(second.inputs[0], view)
-    if first.op_type == "Conv":
-        after = kernels.convolution(second, between)
-        if isinstance(after, str):
-            return after
-        if reason := composition.why_not_cascade(kernel, after):
-            return f"it cannot be merged with `{first.name}`: {reason}"
-        now = _share(second, math.prod(after.strides), view) * kernel.W.size + after.W.size
-        return carried_out([_merged(first, second, kernel, after)], now, nodes)
-    if _why_no_swap(kernel, second, first, _dims(first.inputs[0], view)):
-        return ""
-    taps, share = math.prod(graph.attribute(first, "kernel_shape")), _share(first, _step(first), view)
-    now, then = kernel.W.size + taps * kernel.ins, share * kernel.W.size + taps * kernel.outs
-    if then >= now:
-        return ""
-    return carried_out([Plan(f"moved before `{first.name}`", then, lambda: _conv_sooner(first, second))], now, nodes)
+    """Merge Conv - Conv."""
+    after = kernels.convolution(second, _dims(second.inputs[0], view))
+    if isinstance(after, str):
+        return after
+    if reason := composition.why_not_cascade(kernel, after):
+        return f"it cannot be merged with `{first.name}`: {reason}"
+    now = _share(second, math.prod(after.strides), view) * kernel.W.size + after.W.size
+    return carried_out([_merged(first, second, kernel, after)], now, [first, second])
+
+
+def pool_before(conv: ir.Node, view: View) -> ir.Node | None:
+    """Return the AveragePool that only a 1 x 1 convolution with fewer outputs than inputs reads and that may wait."""
+    value = conv.inputs[0]
+    pool = value.producer() if value is not None and graph.only_use(value) is conv else None
+    if pool is None or pool.op_type != "AveragePool" or not is_standard(pool) or conv.op_type != "Conv":
+        return None
+    kernel = kernels.convolution(conv, _dims(value, view))
+    if isinstance(kernel, str) or kernel.outs >= kernel.ins or _step(pool) > 1:
+        return None
+    return None if _why_no_swap(kernel, conv, pool, _dims(pool.inputs[0], view)) else pool
 
 
 def _pooled(first: ir.Node, second: ir.Node, kernel: Kernel, view: View) -> Site | str:
@@ -170,7 +171,7 @@ def _pool_sooner(conv: ir.Node, pool: ir.Node) -> ir.Node:
     return conv
 
 
-def _conv_sooner(pool: ir.Node, conv: ir.Node) -> ir.Node:
+def conv_sooner(pool: ir.Node, conv: ir.Node) -> ir.Node:
     """Let pool - conv become conv - pool."""
     twin = _twin(conv, [pool.inputs[0], *conv.inputs[1:]], pool)
     pool.replace_input_with(0, twin.outputs[0])

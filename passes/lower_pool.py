@@ -2,14 +2,16 @@
 
 mean over a window = depthwise Conv with W = 1 / taps, and back;  mean over all positions = GlobalAveragePool =
 ReduceMean over the spatial axes = AveragePool with the map as its window;  a pooling of one tap = the strides of the
-convolution before it;  max(f(x)) = f(max(x)) for f that never falls.
+convolution before it;  max(f(x)) = f(max(x)) for f that never falls;  a 1 x 1 convolution to fewer channels may come
+before a mean of stride 1.
 
 Fires:  AveragePool whose windows have one size (as Conv: float32); depthwise Conv with equal weights and no bias;
         ReduceMean over all spatial axes; MaxPool, AveragePool of one tap behind a Conv, also through activations;
-        MaxPool next to a non-decreasing activation that nothing else reads.
+        MaxPool next to a non-decreasing activation that nothing else reads; AveragePool of stride 1 before a Conv 1x1.
 Error:  float reordering.
-Cost:   never more elements or multiply-adds; which form is the fastest is the target's to say. A mean as a Conv was
-        never faster as measured, so that it is tried where times are measured or the target has no AveragePool.
+Cost:   never more elements or multiply-adds; which form is the fastest is the target's to say. A mean as a Conv,
+        or behind one, was slower as measured than estimated: tried where times are measured (as a Conv: or the target
+        has no AveragePool).
 Source: Lee et al. 2018, arXiv:1805.00748 (order of pooling and activation); ONNX operator specification.
 """
 
@@ -21,7 +23,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import graph
+from ccompile import graph, merging
 from ccompile.analysis import kernels
 from ccompile.analysis.shapes import UNKNOWN, Dim, shapes
 from ccompile.core import PassResult, Skip, View
@@ -60,6 +62,8 @@ class LowerPool(Lowering):
             found = [form for form in _of_average(node, known) if form.label != "Conv" or as_conv]
         elif node.op_type == "Conv":
             found = _of_conv(node, known)
+            if self.select != "target" and (pool := merging.pool_before(node, view)) is not None:
+                found.append(Formulation("pooling behind", 0.0, _pooling_behind, (str(pool.name),)))
         elif node.op_type == "ReduceMean":
             found = _of_mean(node, known)
         if node.op_type == "MaxPool" and len(node.outputs) == 1:
@@ -184,6 +188,13 @@ def _swapped(first: ir.Node, second: ir.Node) -> Sequence[ir.Node]:
     graph.absorb(second, first.outputs[0])
     twin.name = second.name
     return twin, first
+
+
+def _pooling_behind(main: ir.Graph, node: ir.Node) -> Sequence[ir.Node]:
+    value = node.inputs[0]
+    pool = value.producer() if value is not None else None
+    assert pool is not None
+    return (merging.conv_sooner(pool, node),)
 
 
 # ---------------------------------------------------------------------------------------------- strides

@@ -4,7 +4,7 @@ W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2), for products and for convolution
 W1 x + W2 x = (W1 + W2) x, for a convolution and another, a BatchNormalization or its input.  A 1 x 1 convolution and a
 pooling whose weights sum to one change places.  All only where fewer multiply-adds are left: not around a bottleneck.
 
-Fires:  Conv - Conv, Conv - AveragePool, Gemm/MatMul [- Add] - Gemm/MatMul, read by nothing else; Conv 1x1 with
+Fires:  Conv - Conv, Conv - AveragePool, Gemm/MatMul [- Add] - Gemm/MatMul, read by nothing else; Conv 1x1 -
         AveragePool or GlobalAveragePool; Add, Sum of a Conv and a Conv, a BatchNormalization or what they read.
         What is second may pad only where the first has one tap and no bias.
 Error:  float rounding: computed in float64, stored in the weight's type.
