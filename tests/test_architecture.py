@@ -59,10 +59,9 @@ LAYERS = [
         "ccompile.winograd_form",
         "ccompile.fourier_forms",
         "ccompile.lowering",
+        "ccompile.merging",
+        "ccompile.tidying",
     ],
-    ["ccompile.quantising"],
-    ["ccompile.qdq", "ccompile.older_opsets", "ccompile.equalising", "ccompile.merging"],
-    ["ccompile.qdq", "ccompile.older_opsets", "ccompile.equalising", "ccompile.merging", "ccompile.tidying"],
     ["ccompile.quantising", "ccompile.merging_products"],
     ["ccompile.split_prices", "ccompile.cutting"],
     ["ccompile.split_fits"],
@@ -167,11 +166,7 @@ def test_a_pass_reaches_the_rest_only_through_its_view(name: str) -> None:
         "splitting split_fits split_prices noise_ranks stages cutting joint coding decoding forms storage hashed "
     )
     allowed += "qdq older_opsets equalising quantising opsets lowering "
-    allowed += "convolution emitting winograd_form fourier_forms"
-    allowed += "qdq older_opsets equalising quantising opsets lowering "
-    allowed += "convolution emitting winograd_form fourier_forms"
-    allowed += "qdq older_opsets equalising quantising opsets merging"
-    allowed += "qdq older_opsets equalising quantising opsets lowering merging tidying"
+    allowed += "convolution emitting winograd_form fourier_forms merging tidying"
     prefixes = tuple(f"ccompile.{name}" for name in allowed.split())
     assert not {other for other in ours if other != "ccompile" and not other.startswith(prefixes)}
 
