@@ -5,7 +5,8 @@ unless that would store more bytes than it frees (a ConstantOfShape, a codebook,
 quantisation; initializers with equal bytes become one.
 
 Fires:  Identity, Dropout, Cast, Transpose, Reshape, Flatten, Expand, Slice, Pad, Concat, Sum, Max, Min, Mean, Split
-        that change nothing; pairs of inverse Transposes; Shape of a static shape; all deterministic constant nodes.
+        that change nothing; x * 1, x + 0 and the like; Transposes and Reshapes in a row; Shape of a static shape; all
+        deterministic constant nodes.
 Error:  none; constants are computed by the runtime itself.
 Cost:   never more nodes, never more stored bytes (but for constants of up to `growth` bytes each).
 Source: compiler folklore; semantics by op from the ONNX operator specification.
@@ -22,7 +23,7 @@ import onnx
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import graph
+from ccompile import graph, tidying
 from ccompile.analysis.shapes import UNKNOWN, ValueType, shapes
 from ccompile.core import Array, Kind, PassResult, Rewrite, Site, Skip, View
 from ccompile.errors import ModelError
@@ -63,6 +64,7 @@ class TidyGraph(Rewrite):
             before = len(applied)
             applied += _lift_constants(view)
             applied += _bypass_noops(view, skipped)
+            applied += tidying.joined(view, skipped)
             if self.fold_constants:
                 applied += _fold(view, self.growth, skipped)
             if self.share_initializers:
@@ -249,8 +251,11 @@ def _bypass_noops(view: View, skipped: dict[str, Skip]) -> list[Site]:
     for node in view.graph:
         if node.domain not in ("", "ai.onnx") or not node.inputs or node.inputs[0] is None or not node.outputs:
             continue
-        source = _inverse_transposes(node) or node.inputs[0]
-        if source is node.inputs[0] and not (node.op_type in _NOOP and _NOOP[node.op_type](node, view)):
+        shapes_of = {value: _types(view, value).shape for value in node.inputs if value is not None}
+        source = _inverse_transposes(node) or tidying.neutral(node, shapes_of)
+        removable = source is not None
+        source = source or node.inputs[0]
+        if not removable and not (node.op_type in _NOOP and _NOOP[node.op_type](node, view)):
             continue
         if excluded := view.excluded(node):
             skipped[excluded.node] = excluded

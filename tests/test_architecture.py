@@ -59,8 +59,10 @@ LAYERS = [
         "ccompile.winograd_form",
         "ccompile.fourier_forms",
         "ccompile.lowering",
+        "ccompile.merging",
+        "ccompile.tidying",
     ],
-    ["ccompile.quantising"],
+    ["ccompile.quantising", "ccompile.merging_products"],
     ["ccompile.split_prices", "ccompile.cutting"],
     ["ccompile.split_fits"],
     ["ccompile.splitting", "ccompile.coding"],
@@ -164,9 +166,7 @@ def test_a_pass_reaches_the_rest_only_through_its_view(name: str) -> None:
         "splitting split_fits split_prices noise_ranks stages cutting joint coding decoding forms storage hashed "
     )
     allowed += "qdq older_opsets equalising quantising opsets lowering "
-    allowed += "convolution emitting winograd_form fourier_forms"
-    allowed += "qdq older_opsets equalising quantising opsets lowering "
-    allowed += "convolution emitting winograd_form fourier_forms"
+    allowed += "convolution emitting winograd_form fourier_forms merging tidying"
     prefixes = tuple(f"ccompile.{name}" for name in allowed.split())
     assert not {other for other in ours if other != "ccompile" and not other.startswith(prefixes)}
 

@@ -94,3 +94,13 @@ def test_lowering_builds_compiles_and_races() -> None:
     row = next(line for line in done.stdout.splitlines() if line.startswith("| circulant-4096 |"))
     assert float(row.split(" | ")[-1].strip(" |")) < 1e-5
     assert "- circulant-4096 matmul0: circulant, 128 x 32" in done.stdout
+
+
+def test_merges_tells_speed_and_error_of_each_pair_of_layers() -> None:
+    command = [sys.executable, str(ROOT / "bench" / "merges.py"), "--channels", "4", "--size", "8", "--rounds", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["conv3x3 + AveragePool2", "conv1x1 + AveragePool2", "conv1x1 + conv1x1"]
+    assert all(float(row[4]) < 1e-5 for row in rows)
