@@ -24,3 +24,11 @@ def test_deep_compression_packs_the_digits_twenty_times_smaller(example: Path) -
     assert spawn(model, "-s", recipe, "-o", small, *quick, *labels, cwd=example).code == 0
     assert spawn("pack", small, "-o", packed, "--against", model, cwd=example).code == 0
     assert packed.stat().st_size * 20 < model.stat().st_size
+
+
+def test_exact_lowerings_keep_the_digits(example: Path) -> None:
+    recipe = shutil.copy(ROOT / "specs" / "faster.yaml", example)
+    verification = ["--set", "data.verification.npz=verification.npz", "--set", "gates.argmax=1.0"]
+    ended = spawn(example / "digits.onnx", "-s", recipe, "-o", example / "fast.onnx", *verification, cwd=example)
+    assert ended.code == 0
+    assert "lower-winograd" in ended.out
