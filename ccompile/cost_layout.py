@@ -31,7 +31,14 @@ _IMAGE = 4  # dimensions of what is laid out in blocks
 class Blocks:
     """The values of one graph in blocks, and by node the values that change their layout for it."""
 
-    def __init__(self, nodes: Sequence[ir.Node], layout: Layout | None, fused: Sequence[str], constants: Constants, types: Shapes) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[ir.Node],
+        layout: Layout | None,
+        fused: Sequence[str],
+        constants: Constants,
+        types: Shapes,
+    ) -> None:
         self._layout = layout
         self._fused = fused
         self._constants = constants

@@ -36,11 +36,15 @@ Outputs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How sessions run: `threads` 0 means all cores; `optimise` is for timing only."""
+    """How sessions run: `threads` 0 means all cores; `optimise` is for timing only.
+
+    `profile`: where a profile's file name starts; `optimised`: the file that the graph that really runs is written to.
+    """
 
     threads: int = 0
     optimise: bool = False
     profile: str = ""
+    optimised: str = ""
 
 
 class Session:
@@ -123,6 +127,8 @@ def _options(settings: Settings) -> Any:
     options.log_severity_level = 4
     options.use_deterministic_compute = True
     options.enable_cpu_mem_arena = settings.optimise
+    if settings.optimised:
+        options.optimized_model_filepath = settings.optimised
     if settings.profile:
         options.enable_profiling = True
         options.profile_file_prefix = settings.profile

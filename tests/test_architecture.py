@@ -71,6 +71,7 @@ LAYERS = [
     ["ccompile.runtime"],
     ["ccompile.timing", "ccompile.prices", "ccompile.benchmarks"],
     ["ccompile.measuring"],
+    ["ccompile.profiling"],
     ["ccompile.recording", "ccompile.comparison"],
     ["ccompile.walking"],
     ["ccompile.metrics", "ccompile.sites", "ccompile.soundness", "ccompile.stats"],
