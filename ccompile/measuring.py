@@ -14,7 +14,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -67,7 +67,11 @@ class Bench:
         self.tell(series.name)
         probes = series.probes()
         deadline = time.perf_counter() + max(self.stop - time.perf_counter(), 0.0) * share
-        found = self.profiled(probes, deadline)
+        others = [replace(probe, build=probe.without) for probe in probes if probe.without is not None]
+        found = self.profiled([*probes, *others], deadline)
+        if others:
+            pairs = zip(found[: len(probes)], found[len(probes) :], strict=True)
+            found = [max(taken - without, _LEAST_US * 1e-7) for taken, without in pairs]
         if lost := [probe for probe, seconds in zip(probes, found, strict=True) if math.isnan(seconds)]:
             self.notes.append(f"{series.name}: not measured, nothing ran as {' or '.join(lost[0].runs_as)}")
             return None
