@@ -85,6 +85,7 @@ LAYERS = [
     ["ccompile.runtime"],
     ["ccompile.timing", "ccompile.prices", "ccompile.benchmarks"],
     ["ccompile.measuring"],
+    ["ccompile.profiling"],
     ["ccompile.recording", "ccompile.comparison"],
     ["ccompile.walking"],
     ["ccompile.fingerprint", "ccompile.prints"],
