@@ -87,8 +87,8 @@ def price(model: ir.Model, shapes: Shapes, target: Target, beside: int = 0) -> M
     """Return what one inference costs on `target`.
 
     beside: bytes of weights that other parts of the same inference read. shapes: of all top-level values, from
-    analysis.shapes.infer with concrete input shapes (batch 1 by convention), or observed ones. Local functions are priced
-    at every call.
+    analysis.shapes.infer with concrete input shapes (batch 1 by convention), or observed ones. Local functions are
+    priced at every call.
     """
     stored = sum(_stored_bytes(model))
     if model.functions:

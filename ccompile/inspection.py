@@ -97,7 +97,7 @@ def inspect_model(path: Path, target: Target, shapes: Mapping[str, tuple[int, ..
 
 
 def measure_model(path: Path, target: Target, shapes: Mapping[str, tuple[int, ...]], threads: int) -> Measured:
-    """Return what the layers of a model take on this machine, beside the target's estimates, at batch 1 on seeded noise.
+    """Return what the layers of a model take on this machine, at batch 1 on seeded noise, beside the estimates.
 
     Raises ModelError when the model cannot be read or run.
     """
