@@ -194,7 +194,7 @@ def _product(sizes: Sizes, is_integer: bool = False) -> Probe:
 
 def dense_series() -> Iterator[Series]:
     """Yield dense convolutions, in blocks and not, and matrix products."""
-    wide, large = (16, 64, 256), (16, 49, 196, 784, 3136, 12544)
+    wide, large = (16, 64, 256), (1, 4, 16, 49, 196, 784, 3136, 12544)
     grids: dict[int, tuple[Sizes, ...]] = {
         1: ((16, 64, 256, 1024), (16, 64, 256, 1024), large),
         3: ((4, *wide), wide, large),

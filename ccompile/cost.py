@@ -239,7 +239,8 @@ class _Pricer:
         """Return the seconds of moving what tables were not measured with: cold weights, an input above the output."""
         weights = [v for v in node.inputs if v is not None and self.constants.is_folded(v)]
         cold = sum(self.constants.type_of(value, {}).nbytes or 0 for value in weights) if self.is_cold else 0
-        if self.target.cache is not None and cold > self.target.cache.mib * MIB:
+        groups = graph.attribute(node, "group", 1)  # tables are of one group
+        if self.target.cache is not None and cold > groups * self.target.cache.mib * MIB:
             cold = 0  # neither were they cached there
         read, written = (known[0].nbytes or 0 if known and known[0] else 0 for known in (inputs, outputs))
         rest = max(read - written, 0) if "Conv" in node.op_type else 0

@@ -59,7 +59,7 @@ class Lowering(Rewrite):
         "formulation by the estimate even where it is slower",
     )
     margin: float = Field(
-        0.05, ge=0, lt=1, description="share of a site's time that another formulation must save to be taken"
+        0.15, ge=0, lt=1, description="share of a site's time that another formulation must save to be taken"
     )
 
     def formulations(self, node: ir.Node, view: View) -> Sequence[Formulation] | Skip:
