@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ccompile import __version__
-from ccompile.commands import bisect, check, compare, diff, inspect, pack, passes, target
+from ccompile.commands import bisect, cache, check, compare, diff, inspect, pack, passes, target
 from ccompile.commands.compile import compile_command
 from ccompile.commands.console import BUG, INTERRUPTED, OK, WRONG
 from ccompile.commands.report import report_command
@@ -71,6 +71,7 @@ for _command in (
     passes.schema,
     diff.diff,
     bisect.bisect,
+    cache.cache,
     check.check,
     compare.compare,
     pack.pack,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from ccompile.commands.cache import cache_options, tell_cache
 from ccompile.commands.console import BROKEN, OK, echo, progress, show
 from ccompile.commands.options import FILE, write_junit
 from ccompile.commands.report import write_page
+
+if TYPE_CHECKING:
+    from ccompile.caching import Cache
 
 
 @click.command("compile")
@@ -30,6 +35,7 @@ from ccompile.commands.report import write_page
     help="Processes for work on layers; 0: all cores.",
 )
 @click.option("--measure", is_flag=True, help="Race the result against the source on this machine.")
+@cache_options
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every site and every skip with its reason.")
 def compile_command(
@@ -47,6 +53,7 @@ def compile_command(
     measure: bool,
     quiet: bool,
     verbose: bool,
+    cache: Cache,
 ) -> int:
     """Compile MODEL under a spec (the default command)."""
     from ccompile import cases, pipeline, report
@@ -55,7 +62,8 @@ def compile_command(
 
     request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs, page, junit)
     with progress(quiet) as shown:
-        result = pipeline.compile_model(request, shown)
+        result = pipeline.compile_model(request, shown, cache)
+    tell_cache(cache, quiet)
     if page is not None:
         write_page(result, page)
     if junit is not None:
