@@ -6,7 +6,7 @@ import collections
 import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import __version__, contracts, cost, disk, drift, graph, registry, runtime, snapshots
+from ccompile import __version__, contracts, cost, disk, drift, graph, locking, registry, runtime, snapshots
 from ccompile import target as targets
 from ccompile.acting import act
 from ccompile.analysis.shapes import ValueType
@@ -72,6 +72,8 @@ def compile_model(
     they took included. Raises CcompileError (exit 2) when the request itself is wrong; then nothing is written.
     """
     check_paths(request)
+    if request.lock is not None and request.is_held:
+        request = replace(request, locked=locking.read(request.lock).decisions)
     cache = cache or Cache()
     try:
         return _compile(request, progress, cache)
@@ -171,6 +173,8 @@ class Run:
         self.samples = self.data.verification.samples
         self._note(self.source.notes)
         self._note(self.data.notes)
+        if request.lock is not None and request.is_held:
+            locking.check_inputs(locking.read(request.lock), self._inputs(), str(request.lock))
         self.at = self.source.digest
         self.cache.begin(request, self.source.digest, self.data)
 
@@ -478,7 +482,7 @@ class Run:
             if data is None and output.digest != known.output.digest:  # type: ignore[union-attr]
                 raise LostError
             made.append(evidence.model_copy(update={"output": output}))
-            disk.write_text(self.request.evidence_path, made[0].text())
+            self._put_beside(made[0])
 
         graph.save(model, self.request.output, self._provenance(), approve=approve)
         return made[0]
@@ -513,10 +517,23 @@ class Run:
             self._refuse_other(path)
             seen = Fingerprint.of(graph.load(path).model, self.inputs, prints_of(state.outputs))
             made.append(evidence_of(FileRecord.of(request.output.name, path, data), seen))
-            disk.write_text(request.evidence_path, made[0].text())
+            self._put_beside(made[0])
 
         graph.save(state.model, request.output, self._provenance(), approve=approve)
         return made[0]
+
+    def _put_beside(self, evidence: Evidence) -> None:
+        """Write what stands beside the model, which is whole and about to take its name."""
+        request, output = self.request, evidence.output
+        assert output is not None
+        if request.lock is not None and request.is_held:
+            locking.check_output(locking.read(request.lock), output, str(request.lock))
+        disk.write_text(request.evidence_path, evidence.text())
+        if request.lock is not None and not request.is_held:
+            disk.write_text(request.lock, locking.Lock.of(self._inputs(), evidence).text())
+
+    def _inputs(self) -> locking.Inputs:
+        return locking.Inputs.of(self.request, self.source.digest, self.data)
 
     def _provenance(self) -> dict[str, str]:
         return {

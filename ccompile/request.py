@@ -17,6 +17,7 @@ class Request:
     """One compile. threads, jobs: 0 means all cores; measure: race the result against the source on this machine.
 
     locked: decisions of an earlier compile, by key (Evidence.decisions), that are repeated instead of made.
+    lock: where the lock of the build goes, or, where it `is_held`, what it is held to; see locking.py.
     """
 
     model: Path
@@ -31,6 +32,8 @@ class Request:
     report: Path | None = None
     junit: Path | None = None
     locked: Mapping[str, str] | None = None
+    lock: Path | None = None
+    is_held: bool = False
 
     @property
     def evidence_path(self) -> Path:
@@ -75,6 +78,8 @@ def check_external(request: Request, external: Iterable[Path]) -> None:
 def _inputs(request: Request) -> Iterable[tuple[Path, str]]:
     yield request.model, "the model"
     yield Path(request.spec.name), "the spec"
+    if request.lock is not None and request.is_held:
+        yield request.lock, "the lock"
     if request.spec.target_file is not None:
         yield request.spec.target_file, "the target"
     data = request.spec.data
@@ -92,6 +97,8 @@ def _files(request: Request) -> Iterable[tuple[Path, str]]:
         yield request.report, "the report"
     if request.junit is not None:
         yield request.junit, "the JUnit file"
+    if request.lock is not None and not request.is_held:
+        yield request.lock, "the lock"
 
 
 def _outputs(request: Request) -> Iterable[tuple[Path, str]]:

@@ -9,7 +9,7 @@ import click
 
 from ccompile.commands.cache import cache_options, tell_cache
 from ccompile.commands.console import BROKEN, OK, echo, progress, show
-from ccompile.commands.options import FILE, write_junit
+from ccompile.commands.options import FILE, lock_options, write_junit
 from ccompile.commands.report import write_page
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option("--measure", is_flag=True, help="Race the result against the source on this machine.")
 @cache_options
+@lock_options
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every site and every skip with its reason.")
 def compile_command(
@@ -54,13 +55,16 @@ def compile_command(
     quiet: bool,
     verbose: bool,
     cache: Cache,
+    lock: tuple[Path | None, bool],
 ) -> int:
     """Compile MODEL under a spec (the default command)."""
     from ccompile import cases, pipeline, report
     from ccompile.request import Request
     from ccompile.spec import load
 
-    request = Request(model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs, page, junit)
+    request = Request(
+        model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs, page, junit, None, *lock
+    )
     with progress(quiet) as shown:
         result = pipeline.compile_model(request, shown, cache)
     tell_cache(cache, quiet)
