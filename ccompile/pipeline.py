@@ -165,11 +165,11 @@ class Run:
 
     def read(self) -> None:
         """Read model and data."""
-        request = self.request
+        request, spec = self.request, self.request.spec
         self.settings = Settings(request.threads)
         self.source = graph.load(request.model)
         check_external(request, self.source.external)
-        self.data: Data = open_data(request.spec.data, self.source.model, request.spec.base, request.seed)
+        self.data: Data = open_data(spec.data, self.source.model, spec.data_base or spec.base, request.seed)
         self.samples = self.data.verification.samples
         self._note(self.source.notes)
         self._note(self.data.notes)

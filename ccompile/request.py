@@ -82,12 +82,12 @@ def _inputs(request: Request) -> Iterable[tuple[Path, str]]:
         yield request.lock, "the lock"
     if request.spec.target_file is not None:
         yield request.spec.target_file, "the target"
-    data = request.spec.data
+    data, base = request.spec.data, request.spec.data_base or request.spec.base
     for source in (data.calibration, data.verification) if data is not None else ():
         if source is not None and source.npz is not None:
-            yield request.spec.base / source.npz, "the data"
+            yield base / source.npz, "the data"
         if source is not None and source.images is not None and source.labels not in (None, "folders"):
-            yield request.spec.base / str(source.labels), "the labels"
+            yield base / str(source.labels), "the labels"
 
 
 def _files(request: Request) -> Iterable[tuple[Path, str]]:

@@ -105,7 +105,7 @@ LAYERS = [
     ["ccompile.provenance"],
     ["ccompile.caching", "ccompile.locking"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff", "ccompile.accounting", "ccompile.packing"],
-    ["ccompile.bisecting"],
+    ["ccompile.bisecting", "ccompile.api", "ccompile.pytest_plugin"],
     ["ccompile.report", "ccompile.reference", "ccompile.packing_report"],
     ["ccompile.lineage"],
     ["ccompile.page_data"],
