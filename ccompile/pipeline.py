@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import __version__, contracts, cost, disk, drift, graph, locking, registry, runtime, snapshots
+from ccompile import __version__, contracts, cost, depfile, disk, drift, graph, locking, registry, runtime, snapshots
 from ccompile import target as targets
 from ccompile.acting import act
 from ccompile.analysis.shapes import ValueType
@@ -529,6 +529,8 @@ class Run:
         if request.lock is not None and request.is_held:
             locking.check_output(locking.read(request.lock), output, str(request.lock))
         disk.write_text(request.evidence_path, evidence.text())
+        if request.depfile is not None:
+            disk.write_text(request.depfile, depfile.text(request, self.source.external))
         if request.lock is not None and not request.is_held:
             disk.write_text(request.lock, locking.Lock.of(self._inputs(), evidence).text())
 

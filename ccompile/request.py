@@ -34,6 +34,7 @@ class Request:
     locked: Mapping[str, str] | None = None
     lock: Path | None = None
     is_held: bool = False
+    depfile: Path | None = None
 
     @property
     def evidence_path(self) -> Path:
@@ -44,7 +45,7 @@ class Request:
 def check_paths(request: Request) -> None:
     """Refuse outputs that would destroy an input or each other, or that cannot be written, before any work."""
     try:
-        inputs = {path.resolve(): what for path, what in _inputs(request)}
+        inputs = {path.resolve(): what for path, what in inputs_of(request)}
         taken: dict[Path, str] = {}
         for output, what in _outputs(request):
             real = output.resolve()
@@ -75,7 +76,8 @@ def check_external(request: Request, external: Iterable[Path]) -> None:
                 raise CcompileError(message, str(output), "Choose another path.")
 
 
-def _inputs(request: Request) -> Iterable[tuple[Path, str]]:
+def inputs_of(request: Request) -> Iterable[tuple[Path, str]]:
+    """Yield the single files that a compile reads, and what each is."""
     yield request.model, "the model"
     yield Path(request.spec.name), "the spec"
     if request.lock is not None and request.is_held:
@@ -97,6 +99,8 @@ def _files(request: Request) -> Iterable[tuple[Path, str]]:
         yield request.report, "the report"
     if request.junit is not None:
         yield request.junit, "the JUnit file"
+    if request.depfile is not None:
+        yield request.depfile, "the dependency file"
     if request.lock is not None and not request.is_held:
         yield request.lock, "the lock"
 

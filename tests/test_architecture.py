@@ -103,7 +103,7 @@ LAYERS = [
     ["ccompile.checks", "ccompile.checks.artifact", "ccompile.checks.data", "ccompile.checks.outputs"],
     ["ccompile.checks.today"],
     ["ccompile.provenance"],
-    ["ccompile.caching", "ccompile.locking"],
+    ["ccompile.caching", "ccompile.locking", "ccompile.depfile"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff", "ccompile.accounting", "ccompile.packing"],
     ["ccompile.bisecting", "ccompile.api", "ccompile.pytest_plugin"],
     ["ccompile.report", "ccompile.reference", "ccompile.packing_report"],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--evidence", type=FILE, metavar="FILE", help="Where the evidence goes [OUT.evidence.json].")
 @click.option("--report", "page", type=FILE, metavar="FILE", help="Write the evidence as an HTML page, too.")
 @click.option("--junit", type=FILE, metavar="FILE", help="Write a JUnit XML file: a case per contract and gate.")
+@click.option("--depfile", type=FILE, metavar="FILE", help="Write what was read, for Make, Ninja and CMake.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="Threads; 0: all cores.")
 @click.option(
@@ -48,6 +49,7 @@ def compile_command(
     evidence: Path | None,
     page: Path | None,
     junit: Path | None,
+    depfile: Path | None,
     seed: int,
     threads: int,
     jobs: int,
@@ -63,7 +65,7 @@ def compile_command(
     from ccompile.spec import load
 
     request = Request(
-        model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs, page, junit, None, *lock
+        model, load(spec, sets), output, evidence, dump, seed, threads, measure, jobs, page, junit, None, *lock, depfile
     )
     with progress(quiet) as shown:
         result = pipeline.compile_model(request, shown, cache)
