@@ -35,6 +35,7 @@ class Probe:
     runs_as: tuple[str, ...]
     build: Callable[[], Built]
     nodes: int = 1  # that share the work
+    without: Callable[[], Built] | None = None  # what else the same nodes do, which does not count
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def dense_series() -> Iterator[Series]:
     grids: dict[int, tuple[Sizes, ...]] = {
         1: ((16, 64, 256, 1024), (16, 64, 256, 1024), large),
         3: ((4, *wide), wide, large),
-        5: (wide, wide, (49, 784, 3136)),
+        5: ((4, *wide), wide, (49, 784, 3136)),
         7: ((4, 16, 64), (16, 64), (49, 784, 12544)),
         11: ((4, 64), (64,), (196, 3136)),
     }
@@ -370,16 +371,38 @@ def reordering(elements: int) -> Probe:
 
 def other_series() -> Iterator[Series]:
     """Yield what is not a linear op."""
-    sizes = tuple(_CHANNELS * side * side for side in (4, 16, 64, 176))
+    sizes = tuple(_CHANNELS * side * side for side in (16, 64, 176))
     for op in sorted(_OPS):
         dtype = "int8" if op == "QuantizeLinear" else "float32"  # what it writes
         yield Series("ops", dtype, (sizes,), partial(_op, op=op), op=op)
     for op in sorted(_INTEGER_OPS):
         yield Series("ops", "int8", (sizes,), partial(_op, op=op, is_integer=True), op=op)
+    for op in _ABSORBED:
+        yield Series("fused", "float32", (sizes[:2],), partial(_absorbed, op=op), op=op)
     for k in (2, 3):
         yield Series("pool", "float32", (sizes,), partial(_pooling, k=k), kernel=k * k)
-    yield Series("transpose", "float32", ((1, 16, 256), sizes[1:]), _transposing)
+    yield Series("transpose", "float32", ((1, 16, 256), sizes), _transposing)
     yield Series("reorder", "float32", (sizes,), _reordering)
+
+
+_ABSORBED = ("Add", "Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
+
+
+def _absorbed(sizes: Sizes, op: str) -> Probe:
+    """What an op adds to the convolution that absorbs it."""
+    side = math.isqrt(sizes[0] // _CHANNELS)
+
+    def build(op: str | None) -> Built:
+        net = Net()
+        x, z = net.input(numbers(1, 16, side, side)), net.input(numbers(1, _CHANNELS, side, side))
+        for _ in range(COPIES):
+            W = net.constant(numbers(_CHANNELS, 16, 1, 1))
+            y, other = net.node("Conv", x, W), net.node("MaxPool", z, kernel_shape=[1, 1])
+            y = y if op is None else _OPS[op](net, y, other)
+            net.node("MaxPool", y, kernel_shape=[1, 1])
+        return net.model()
+
+    return Probe(sizes, float(sizes[0]), ("Conv",), partial(build, op), without=partial(build, None))
 
 
 def _op(sizes: Sizes, op: str, is_integer: bool = False) -> Probe:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -19,11 +19,12 @@ from pydantic import Field
 
 from ccompile import cropping, decoding, fitting, graph, impacts, opsets, storage
 from ccompile.analysis import linear
-from ccompile.core import Array, Budget, Chain, Choice, Compression, Kind, Site, Skip, View
+from ccompile.core import Array, Budget, Choice, Site, Skip, View
 from ccompile.decoding import Form, Means, Sliced
 from ccompile.errors import PassError
-from ccompile.fitting import Goal, Metric, Was
+from ccompile.fitting import Goal, Metric
 from ccompile.forms import Grid
+from ccompile.layerwise import Data, Layerwise, spared
 from ccompile.moments import Layer
 from ccompile.numerics import allocation, codebooks
 from ccompile.numerics.codebooks import Scope
@@ -65,23 +66,13 @@ class Task:
     held: Array | None
 
 
-class Coding(Compression):
+class Coding(Layerwise):
     """Options that all such passes share."""
 
-    kind: ClassVar[Kind] = "lossy"
     after: ClassVar[tuple[str, ...]] = ("fold-batchnorm", "prune-channels")
     ops: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
     error: float | None = Field(None, gt=0, lt=1, description="share of a layer's output power that may be lost")
-    statistics: Literal["calibration", "weights"] = Field(
-        "calibration", description="fit to calibration data, or, without any, in the metric of the weights alone"
-    )
-    ridge: float | None = Field(
-        None, ge=0, le=1, description="ridge of all fits, relative to each column's variance; by default as samples ask"
-    )
-    refit: bool = Field(True, description="refit the layers behind the first one that are not coded themselves")
-    sensitivity: bool = Field(True, description="for a budget, measure what each layer's error does to the outputs")
-
     # -------------------------------------------------------------------------------- what a structure is
 
     @property
@@ -91,10 +82,6 @@ class Coding(Compression):
 
     def strengths(self, form: Layer) -> list[float]:
         """Return the strengths that a curve of a layer tells, mildest first."""
-        raise NotImplementedError
-
-    def wanted(self, name: str) -> float | None:
-        """Return the strength that the options give a layer, if any."""
         raise NotImplementedError
 
     def label(self, strength: float) -> str:
@@ -218,34 +205,9 @@ class Coding(Compression):
             strengths = sorted({*strengths, given}, key=lambda strength: -self.stored(form, strength, 4, 0.0))
         return Task(self._metrics(view, form), form, strengths, self._held(view, form))
 
-    def _metrics(self, view: View, form: Layer) -> list[Metric]:
-        """Return W and H of each group of a layer as the graph came in."""
-
-        def compute() -> list[Metric]:
-            W = linear.matrix(graph.node_named(view.graph, form.name), form)
-            if self.statistics == "weights":
-                return [Metric(group, None, float(np.square(group).sum())) for group in W]
-            view.calibration("Give `data.calibration`, or the step `statistics: weights`.")
-            return fitting.metrics(view.observe(self._forms(view))[form.name], W, self.ridge)
-
-        return view.once(("metrics", self.pass_name(), form.name), compute)
-
     def _held(self, view: View, form: Layer) -> Array | None:
         W = linear.matrix(graph.node_named(view.graph, form.name), form)
         return _free(W) if self.keeps_zeros else None
-
-    def _forms(self, view: View) -> list[Layer]:
-        """Return the layers that may be coded, of the graph as it came in."""
-
-        def forms() -> list[Layer]:
-            return [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
-
-        return view.once(("forms", self.pass_name()), forms)
-
-    def _form(self, view: View, site: Site) -> Layer:
-        form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
-        assert isinstance(form, Layer)
-        return form
 
     # -------------------------------------------------------------------------------- how strong
 
@@ -274,22 +236,12 @@ class Coding(Compression):
         now = view.costs.report(view.model).stored_bytes - sum(choices[0].stored_bytes for _, choices in curves)
         allowed = [(site, self._allowed(site, choices)) for site, choices in curves]
         costs = [np.array([choice.stored_bytes for choice in choices]) for _, choices in allowed]
-        limit = share * view.costs.source.stored_bytes - now - self._reserve([site for site, _ in curves], view)
+        limit = (
+            share * view.costs.source.stored_bytes
+            - now
+            - self._reserve([site for site, _ in curves], "stored_bytes", view)
+        )
         return self.spend(allowed, costs, limit, view)
-
-    def _allowed(self, site: Site, choices: Sequence[Choice]) -> Sequence[Choice]:
-        """Return the choices that a budget has: what the options give a layer, or all."""
-        if self.wanted(site.nodes[0]) is None:
-            return choices
-        picked = self.pick(site, choices)
-        return [picked if isinstance(picked, Choice) else choices[0]]
-
-    def _reserve(self, sites: Sequence[Site], view: View) -> float:
-        """Return what biases may store that fits give to layers without."""
-        if self.statistics == "weights":
-            return 0.0
-        names = fitting.forms(view.model) if self.refit else [site.nodes[0] for site in sites]
-        return fitting.biases(view.model, names, "stored_bytes")
 
     def spend(
         self, curves: Sequence[tuple[Site, Sequence[Choice]]], costs: Sequence[Array], limit: float, view: View
@@ -304,10 +256,7 @@ class Coding(Compression):
         except ValueError as error:
             raise PassError(f"the budget cannot be met: {error}", hint="Raise it, or allow more layers.") from error
         chosen = [choices[option] for (_, choices), option in zip(curves, options, strict=True)]
-        return [
-            choice if choice.strength else Skip(site.nodes[0], "the budget leaves it as it is")
-            for (site, _), choice in zip(curves, chosen, strict=True)
-        ]
+        return [spared(site, choice) for (site, _), choice in zip(curves, chosen, strict=True)]
 
     def impacts(self, site: Site, choices: Sequence[Choice], view: View) -> Array:
         """Return what each choice does to the outputs, measured by coding this layer alone at some strengths."""
@@ -324,40 +273,19 @@ class Coding(Compression):
             points[choice.error] = view.stats.impact(trial, view.model)
         return impacts.interpolated(points, errors)
 
-    def _impose(self, model: ir.Model, form: Layer, What: Array, view: View) -> None:
-        """Give a layer a weight, and the bias that keeps its mean output."""
-        node = graph.node_named(model.graph, form.name)
-        bias = None
-        if self.statistics == "calibration" and form.op != "MatMul":
-            old = linear.bias(node, form)
-            assert old is not None
-            mean = view.observe([form])[form.name].mean_x
-            bias = old + np.einsum("god,gd->go", linear.matrix(node, form) - What, mean)
-        linear.store(node, form, What, bias)
-
     # -------------------------------------------------------------------------------- the fit
 
     def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
         """Code layer by layer in topological order, each fitted to what the graph so far makes of the data."""
-        chosen = {site.nodes[0]: (site, choice) for site, choice in plan}
-        if not chosen:
+        if not plan:
             return []
         begin(view)
-        was, before = fitting.forms(view.model), graph.copy(view.model)
-        chain = view.calibration().chain(view.model, before) if self.statistics == "calibration" else None
-        found: list[Site] = []
-        for node in list(view.graph):
-            name = str(node.name)
-            if name in chosen:
-                view.tell(f"{len(found) + 1}/{len(chosen)} layers")
-                found.append(self.code(node, *chosen[name], None if chain is None else (was[name], chain), view))
-            elif found and chain is not None and self.refit and name in was:
-                fitting.refit_node(node, was[name], chain, self.ridge)
+        found = self._walk(plan, lambda node, site, choice, data: self.code(node, site, choice, data, view), view)
         graph.remove_dead(view.graph)
         view.changed()
         return found
 
-    def code(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain] | None, view: View) -> Site:
+    def code(self, node: ir.Node, site: Site, choice: Choice, data: Data | None, view: View) -> Site:
         """Code one layer, fitted on a walk through the data that has come to it, or without data to its weight."""
         form = linear.layer(node)
         assert isinstance(form, Layer)

@@ -17,7 +17,8 @@ moved_bytes  What nodes read and write, weights included. Views move nothing; Ga
 peak_activation_bytes  Largest sum of live non-constant tensors in node order: graph inputs to their last use, outputs
     to the end. Views share memory; no other op works in place.
 seconds  Sum over nodes of max(MACs or elements / rate, moved / bandwidth) + overhead, or by the target's tables, where
-    it has one for the kernel, work / measured rate + overhead. Channels are rounded up to what the target computes;
+    it has one for the kernel, work / measured rate + overhead; tables are of weights in the cache and inputs as large
+    as outputs, what is beyond that moves at its bandwidth. Channels are rounded up to what the target computes;
     a dense op on integers also brings each output to its grid, at twice the elementwise rate. Constant nodes cost
     nothing, views and shapes their overhead. A node pays for the values whose layout changes for it (cost_layout).
 
@@ -41,12 +42,12 @@ from ccompile.cost_layout import Blocks
 from ccompile.cost_ops import FREE, LINEAR, PARTIAL_READS, Call, Work, multiplications, run_of
 from ccompile.cost_shapes import example_shapes, guessed_axes, inlined, inner_types
 from ccompile.cost_weights import Constants, Weights
-from ccompile.target import Target, dtype_name
+from ccompile.target import MIB, Step, Target, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from ccompile.analysis.shapes import Shapes
+    from ccompile.analysis.shapes import Shapes, ValueType
 
 __all__ = ["SHAPE_UNKNOWN", "ModelCost", "NodeCost", "example_shapes", "guessed_axes", "price", "survey_metrics"]
 
@@ -82,16 +83,18 @@ class ModelCost:
     notes: tuple[str, ...] = ()
 
 
-def price(model: ir.Model, shapes: Shapes, target: Target) -> ModelCost:
+def price(model: ir.Model, shapes: Shapes, target: Target, beside: int = 0) -> ModelCost:
     """Return what one inference costs on `target`.
 
-    shapes: of all top-level values, from analysis.shapes.infer with concrete input shapes (batch 1 by convention), or
-    observed ones. Local functions are priced at every call.
+    beside: bytes of weights that other parts of the same inference read. shapes: of all top-level values, from
+    analysis.shapes.infer with concrete input shapes (batch 1 by convention), or observed ones. Local functions are
+    priced at every call.
     """
     stored = sum(_stored_bytes(model))
     if model.functions:
         model, shapes = inlined(model, shapes)
-    pricer = _Pricer(target, inner_types(model, shapes))
+    cached = target.cache.mib * MIB if target.cache is not None else math.inf
+    pricer = _Pricer(target, inner_types(model, shapes), stored + beside > cached)
     body = pricer.body(model.graph, shapes)
     report = CostReport(
         params=sum(row.params for row in body.rows),
@@ -120,8 +123,9 @@ class _Body:
 class _Pricer:
     """Walks one model; holds what is counted once across its graphs."""
 
-    def __init__(self, target: Target, inner: Mapping[ir.Graph, Shapes]) -> None:
+    def __init__(self, target: Target, inner: Mapping[ir.Graph, Shapes], is_cold: bool) -> None:
         self.target = target
+        self.is_cold = is_cold  # the weights do not fit the cache, where tables were measured
         self.inner = inner
         self.constants = Constants()
         self.weights = Weights(self.constants)
@@ -177,7 +181,9 @@ class _Pricer:
         if bodies:
             return self._with_bodies(row, node, bodies, types, overhead)
         if fusion.vanishes(node):
-            return replace(row, note="vanishes into its neighbour")
+            elements = math.prod(self.constants.type_of(node.outputs[0], types).static or ())
+            rate = self.target.measured("fused", "float32", {"elements": elements}, op=node.op_type)
+            return replace(row, seconds=elements / rate if rate else 0.0, note="vanishes into its neighbour")
         if node.op_type in FREE:
             return replace(row, seconds=overhead)
         try:
@@ -200,6 +206,7 @@ class _Pricer:
             dtype = self._dtype(node, types, fusion)
             is_blocked = blocks.runs(node) if self.target.layout is not None and dtype == "float32" else None
             is_measured, busy = self._linear_seconds(work, dtype, is_blocked)
+            busy += self._beyond_table(node, inputs, outputs) if is_measured else 0.0
             if node in fusion.integer and work.kind not in ("depthwise", "ragged"):  # their rates hold it
                 busy += math.prod(outputs[0].static or ()) / (2 * self.target.rate("elementwise", "int8"))
         else:
@@ -218,6 +225,8 @@ class _Pricer:
     def _linear_seconds(self, work: Work, dtype: str, is_blocked: bool | None) -> tuple[bool, float]:
         """Return whether the seconds of a linear op come from a table, in which its memory takes part, and those."""
         step = self.target.step(dtype)
+        if is_blocked and self.target.layout is not None and work.ins < self.target.layout.block:
+            step = Step(out_channels=step.out_channels)  # few channels are read as they are
         work = work.at(step)
         computed = work.computed(step)
         if (known := work.table(step, is_blocked)) is not None:
@@ -225,6 +234,16 @@ class _Pricer:
             if rate is not None:
                 return True, computed / rate
         return False, computed / self.target.rate(work.kind, dtype)
+
+    def _beyond_table(self, node: ir.Node, inputs: Sequence[ValueType | None], outputs: Sequence[ValueType]) -> float:
+        """Return the seconds of moving what tables were not measured with: cold weights, an input above the output."""
+        weights = [v for v in node.inputs if v is not None and self.constants.is_folded(v)]
+        cold = sum(self.constants.type_of(value, {}).nbytes or 0 for value in weights) if self.is_cold else 0
+        if self.target.cache is not None and cold > self.target.cache.mib * MIB:
+            cold = 0  # neither were they cached there
+        read, written = (known[0].nbytes or 0 if known and known[0] else 0 for known in (inputs, outputs))
+        rest = max(read - written, 0) if "Conv" in node.op_type else 0
+        return cold / (self.target.bandwidth_gb_s * 1e9) + self.target.seconds_to_move(rest)
 
     def _other_seconds(self, call: Call, dtype: str, elements: int) -> tuple[bool, float]:
         """Return whether the seconds of any other op come from a table, and those."""

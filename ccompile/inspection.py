@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import cost, graph, registry, runtime
+from ccompile import cost, graph, profiling, registry, runtime
 from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.shapes import UNKNOWN, ValueType, infer
 from ccompile.core import Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.cost import ModelCost
 from ccompile.errors import ModelError
+from ccompile.profiling import Measured
 from ccompile.runtime import Settings
 from ccompile.target import Target
 
@@ -93,6 +94,25 @@ def inspect_model(path: Path, target: Target, shapes: Mapping[str, tuple[int, ..
     types, refused = _types(source.model, example)
     notes += [refused] if refused else []
     return Inspection(cost.price(source.model, types, target), tuple(acts(source.model, target)), tuple(notes))
+
+
+def measure_model(path: Path, target: Target, shapes: Mapping[str, tuple[int, ...]], threads: int) -> Measured:
+    """Return what the layers of a model take on this machine, at batch 1 on seeded noise, beside the estimates.
+
+    Raises ModelError when the model cannot be read or run.
+    """
+    model = graph.load(path).model
+    example = cost.example_shapes(model, shapes)
+    types, refused = _types(model, example)
+    if refused:
+        raise ModelError(refused, hint="Give the shapes of its inputs with `--shape`.")
+    graph.name_nodes(model.graph)
+    estimates = {node.name: node.seconds for node in cost.price(model, types, target).nodes}
+    rng, feeds = np.random.default_rng(0), _feeds(model, example)
+    for name, array in feeds.items():
+        if array.dtype.kind == "f":
+            feeds[name] = rng.standard_normal(array.shape).astype(array.dtype)
+    return profiling.measure(model, estimates, feeds, threads, target.node_overhead_us * 1e-6)
 
 
 def _types(model: ir.Model, example: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, ValueType], str]:

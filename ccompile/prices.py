@@ -82,7 +82,7 @@ class Prices:
             name: found if found.static is not None else self._known.get(name, found)
             for name, found in infer(part, {}).items()
         }
-        rows = cost.price(part, types, self.target).nodes
+        rows = cost.price(part, types, self.target, self.origin.stored_bytes).nodes
         return {row.name: math.inf if row.note == cost.SHAPE_UNKNOWN else row.seconds for row in rows}
 
     def timed(self, model: ir.Model, parts: Sequence[ir.Model]) -> Sequence[float]:

@@ -16,6 +16,7 @@ from ccompile.core import Pass
 from ccompile.cost import ModelCost, NodeCost
 from ccompile.evidence import ComparisonRecord, CostRecord, Evidence, OutputRecord, StepRecord
 from ccompile.inspection import Acts, Coupling, GroupFacts
+from ccompile.profiling import Measured
 from ccompile.tolerance import is_inexact
 
 _STYLE = {
@@ -237,6 +238,28 @@ def evidence_summary(evidence: Evidence) -> str:
             lines.append(f"step {step.index} {step.name}: {', '.join(site.nodes)}: {site.note}{error}")
         lines += [f"step {step.index} {step.name}: left alone {skip.node}: {skip.reason}" for skip in step.skipped]
     return "\n".join(lines)
+
+
+def measured_table(measured: Measured, target: str) -> RenderableType:
+    """Return the layers with their measured and estimated times, the slowest first, and how much is estimated well."""
+    whole = max(sum(layer.seconds for layer in measured.layers), 1e-30)
+    rows = [
+        (
+            ", ".join(layer.nodes) or "(made by the runtime)",
+            duration(layer.seconds),
+            f"{layer.seconds / whole:.1%}",
+            duration(layer.estimate),
+            f"{layer.estimate / layer.seconds:.2f}" if layer.seconds else "-",
+        )
+        for layer in sorted(measured.layers, key=lambda layer: -layer.seconds)
+    ]
+    total = (
+        f"one inference: {duration(measured.seconds)} on {measured.threads or 'all'} threads; the layers: "
+        f"{duration(whole)}, estimated {duration(sum(layer.estimate for layer in measured.layers))} on {target}; "
+        f"{measured.near:.0%} of the time is in layers whose estimate is at most a fifth off"
+    )
+    columns = ("layer", "measured", "share", "estimated", "est. / meas.")
+    return Group(table(columns, rows, left=1), Text(total))
 
 
 def inspect_table(cost: ModelCost, acts: Sequence[Acts], target: str, said: Sequence[str] = ()) -> RenderableType:

@@ -43,12 +43,16 @@ Outputs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How sessions run: `threads` 0 means all cores; `optimise` is for timing only; `level` overrides what it says."""
+    """How sessions run: `threads` 0 means all cores; `optimise` is for timing only; `level` overrides what it says.
+
+    `profile`: where a profile's file name starts; `optimised`: the file that the graph that really runs is written to.
+    """
 
     threads: int = 0
     optimise: bool = False
     profile: str = ""
     level: Level | None = None
+    optimised: str = ""
 
 
 class Session:
@@ -131,6 +135,8 @@ def _options(settings: Settings) -> Any:
     options.log_severity_level = 4
     options.use_deterministic_compute = True
     options.enable_cpu_mem_arena = settings.optimise
+    if settings.optimised:
+        options.optimized_model_filepath = settings.optimised
     if settings.profile:
         options.enable_profiling = True
         options.profile_file_prefix = settings.profile

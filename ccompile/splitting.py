@@ -15,7 +15,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -23,10 +23,11 @@ from pydantic import Field, model_validator
 
 from ccompile import fitting, graph, impacts, split_fits, split_prices, stages
 from ccompile.analysis import linear
-from ccompile.core import Array, Budget, Chain, Choice, Compression, Kind, Share, Site, Skip, View
+from ccompile.core import Array, Budget, Choice, Share, Site, Skip, View
 from ccompile.errors import PassError
-from ccompile.fitting import Metric, Was
-from ccompile.moments import Layer, Moments
+from ccompile.fitting import Metric
+from ccompile.layerwise import Data, Layerwise, spared
+from ccompile.moments import Layer
 from ccompile.numerics import allocation
 from ccompile.split_fits import Factors
 from ccompile.split_prices import LEVELS, LayerPrice, cost_of
@@ -50,10 +51,9 @@ def of_taps(form: Layer, axes: int | None = None) -> str:
     return "" if form.taps > 1 else ONE_TAP
 
 
-class Split(Compression):
+class Split(Layerwise):
     """Options that all splits share: exactly one strength."""
 
-    kind: ClassVar[Kind] = "lossy"
     after: ClassVar[tuple[str, ...]] = ("fold-batchnorm",)
     ops: ClassVar[tuple[str, ...]] = ("Conv",)
 
@@ -65,14 +65,6 @@ class Split(Compression):
     layers: dict[str, Share] = Field(
         {}, description="share of multiply-adds kept where a node's name fits the glob, instead of `keep`"
     )
-    statistics: Literal["calibration", "weights"] = Field(
-        "calibration", description="fit to calibration data, or, without any, in the metric of the weights alone"
-    )
-    ridge: float | None = Field(
-        None, ge=0, le=1, description="ridge of all fits, relative to each column's variance; by default as samples ask"
-    )
-    refit: bool = Field(True, description="refit the layers behind the first split that are not split themselves")
-    sensitivity: bool = Field(True, description="for a budget, measure what each layer's error does to the outputs")
 
     @model_validator(mode="after")
     def _one_strength(self) -> Self:
@@ -264,36 +256,6 @@ class Split(Compression):
         """Return the splits of a layer's groups as the graph came in."""
         return [self.fit(metric.W, metric.H, form, rank) for metric in self._metrics(view, form)]
 
-    def _metrics(self, view: View, form: Layer) -> list[Metric]:
-        """Return W and H of each group of a layer as the graph came in."""
-
-        def compute() -> list[Metric]:
-            node = graph.node_named(view.graph, form.name)
-            W = linear.matrix(node, form)
-            if self.statistics == "weights":
-                return [Metric(group, None, float(np.square(group).sum())) for group in W]
-            return fitting.metrics(self._moments(view)[form.name], W, self.ridge)
-
-        return view.once(("metrics", form.name, self.ridge, self.statistics), compute)
-
-    def _moments(self, view: View) -> Mapping[str, Moments]:
-        """Return the moments of all layers that may be split, observed once."""
-        view.calibration("Give `data.calibration`, or the step `statistics: weights`.")
-        return view.observe(self._forms(view))
-
-    def _forms(self, view: View) -> list[Layer]:
-        """Return the layers that may be split, of the graph as it came in."""
-
-        def forms() -> list[Layer]:
-            return [self._form(view, site) for site in self.sites(view) if isinstance(site, Site)]
-
-        return view.once(("forms", self.pass_name()), forms)
-
-    def _form(self, view: View, site: Site) -> Layer:
-        form = linear.layer(graph.node_named(view.graph, site.nodes[0]))
-        assert isinstance(form, Layer)
-        return form
-
     def _prices(self, view: View) -> Mapping[str, LayerPrice]:
         """Return what layers cost, whole and split."""
         key = ("prices", self.pass_name())
@@ -353,24 +315,7 @@ class Split(Compression):
             found.append(allocation.Curve(self.impacts(site, choices, view), costs))
         limit = share * float(getattr(view.costs.source, what)) - self._reserve(sites, what, view)
         chosen = split_prices.spend(self, [site.nodes[0] for site in sites], allowed, found, (what, limit), view)
-        return [
-            choice if choice.strength else Skip(site.nodes[0], "the budget leaves it whole")
-            for site, choice in zip(sites, chosen, strict=True)
-        ]
-
-    def _reserve(self, sites: Sequence[Site], what: str, view: View) -> float:
-        """Return what biases may cost that fits give to layers without."""
-        if self.statistics == "weights":
-            return 0.0
-        names = fitting.forms(view.model) if self.refit else [site.nodes[0] for site in sites]
-        return fitting.biases(view.model, names, what)
-
-    def _allowed(self, site: Site, choices: Sequence[Choice]) -> list[Choice]:
-        wanted = self.wanted(site.nodes[0])
-        if wanted is None:
-            return list(choices)
-        picked = self.pick(site, choices)
-        return [picked if isinstance(picked, Choice) else choices[0]]
+        return [spared(site, choice) for site, choice in zip(sites, chosen, strict=True)]
 
     def impacts(self, site: Site, choices: Sequence[Choice], view: View) -> Array:
         """Return what each choice does to the outputs, measured by splitting this layer alone at some levels."""
@@ -383,40 +328,18 @@ class Split(Compression):
             choice = min(choices, key=lambda c: abs(c.macs - level * choices[0].macs))
             if choice.strength and choice.error > 0 and choice.error not in points:
                 trial = graph.copy(view.model)
-                self._impose(trial, form, self._factors(view, form, int(choice.strength)), view)
+                composed = [group.composed for group in self._factors(view, form, int(choice.strength))]
+                self._impose(trial, form, np.stack(composed), view)
                 points[choice.error] = stats.impact(trial, view.model)
         return impacts.interpolated(points, errors)
-
-    def _impose(self, model: ir.Model, form: Layer, factors: Sequence[Factors], view: View) -> None:
-        """Give a layer the composed weight of its split, and the bias that keeps its mean output."""
-        node = graph.node_named(model.graph, form.name)
-        W, What = linear.matrix(node, form), np.stack([group.composed for group in factors])
-        bias = None
-        if self.statistics == "calibration" and form.op != "MatMul":
-            old = linear.bias(node, form)
-            assert old is not None
-            bias = old + np.einsum("god,gd->go", W - What, self._moments(view)[form.name].mean_x)
-        linear.store(node, form, What, bias)
 
     # -------------------------------------------------------------------------------- the fit
 
     def apply_all(self, plan: Sequence[tuple[Site, Choice]], view: View) -> list[Site]:
         """Split layer by layer in topological order, each fitted to what the graph so far makes of the data."""
-        chosen = {site.nodes[0]: (site, choice) for site, choice in plan}
-        if not chosen:
+        if not plan:
             return []
-        was, before = fitting.forms(view.model), graph.copy(view.model)
-        chain = None
-        if self.statistics == "calibration" and view.stats is not None:
-            chain = view.stats.chain(view.model, before)
-        found: list[Site] = []
-        for node in list(view.graph):
-            name = str(node.name)
-            if name in chosen:
-                data = None if chain is None else (was[name], chain)
-                found.append(self.split(node, *chosen[name], data))
-            elif found and chain is not None and self.refit and name in was:
-                fitting.refit_node(node, was[name], chain, self.ridge)
+        found = self._walk(plan, self.split, view)
         view.changed()
         return found
 
@@ -446,7 +369,7 @@ class Split(Compression):
             positions = (1.0,) * len(positions)
         return 0 if self.unfit(form) else split_prices.rank_left(self, rank, was, form, positions)
 
-    def split(self, node: ir.Node, site: Site, choice: Choice, data: tuple[Was, Chain] | None) -> Site:
+    def split(self, node: ir.Node, site: Site, choice: Choice, data: Data | None) -> Site:
         """Put the stages in the layer's place, fitted on a walk through the data, or without data to its weight.
 
         data: what the layer was in the graph before, and the walk, which has come to it.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from ccompile.numerics.interpolation import multilinear
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-TableKind = Literal["conv", "plain", "depthwise", "ragged", "gemm", "pool", "ops", "transpose", "reorder"]
+TableKind = Literal["conv", "plain", "depthwise", "ragged", "gemm", "pool", "ops", "fused", "transpose", "reorder"]
 
 # What the rates of a kind go with. Where `kernel` counts, a grid is one kernel's; the nearest one stands for others.
 AXES: Mapping[TableKind, tuple[str, ...]] = {
@@ -24,9 +24,11 @@ AXES: Mapping[TableKind, tuple[str, ...]] = {
     "gemm": ("rows", "inputs", "outputs"),
     "pool": ("elements",),
     "ops": ("elements",),
+    "fused": ("elements",),
     "transpose": ("run", "elements"),
     "reorder": ("elements",),
 }
+BY_OP = ("ops", "fused")
 BY_KERNEL = ("conv", "plain", "depthwise", "ragged", "pool")
 
 
@@ -76,6 +78,7 @@ class Tables(BaseModel):
     gemm: ByType = Field({}, description="matrix products, one row to many")
     pool: ByType = Field({}, description="pooling, taps a second")
     ops: ByType = Field({}, description="other ops by name, elements a second of the larger of input and output")
+    fused: ByType = Field({}, description="what an op adds to the convolution that absorbs it, elements a second")
     transpose: ByType = Field({}, description="Transpose by the run of elements that stay neighbours")
     reorder: ByType = Field({}, description="into and out of the blocked layout, each")
 
@@ -93,7 +96,7 @@ class Tables(BaseModel):
     ) -> float | None:
         """Return the rate in 1/s, of the nearest kernel or of the op, or None where nothing was measured."""
         grids: tuple[Grid, ...] = getattr(self, kind).get(dtype, ())
-        if kind == "ops":
+        if kind in BY_OP:
             grids = tuple(grid for grid in grids if grid.op == op)
         if not grids:
             return None
@@ -106,6 +109,6 @@ def _problem(kind: TableKind, grid: Grid) -> str:
         return f"its axes are {', '.join(AXES[kind])}, in this order"
     if (grid.kernel is not None) != (kind in BY_KERNEL):
         return f"`kernel` {'is missing' if kind in BY_KERNEL else 'means nothing here'}"
-    if (grid.op is not None) != (kind == "ops"):
-        return f"`op` {'is missing' if kind == 'ops' else 'means nothing here'}"
+    if (grid.op is not None) != (kind in BY_OP):
+        return f"`op` {'is missing' if kind in BY_OP else 'means nothing here'}"
     return ""

@@ -66,6 +66,7 @@ LAYERS = [
     ["ccompile.quantising", "ccompile.merging_products"],
     ["ccompile.split_prices", "ccompile.cutting"],
     ["ccompile.split_fits"],
+    ["ccompile.layerwise"],
     ["ccompile.splitting", "ccompile.coding"],
     ["ccompile.noise_ranks"],
     ["ccompile.joint"],
@@ -85,6 +86,7 @@ LAYERS = [
     ["ccompile.runtime"],
     ["ccompile.timing", "ccompile.prices", "ccompile.benchmarks"],
     ["ccompile.measuring"],
+    ["ccompile.profiling"],
     ["ccompile.recording", "ccompile.comparison"],
     ["ccompile.walking"],
     ["ccompile.fingerprint", "ccompile.prints"],
@@ -164,7 +166,7 @@ def test_imports_go_downwards(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(n for n in modules() if n.startswith("ccompile.passes.")))
 def test_a_pass_reaches_the_rest_only_through_its_view(name: str) -> None:
     ours = {other for other in imported(modules()[name]) if other.split(".")[0] in ("ccompile", "onnxruntime")}
-    allowed = "declaration core errors graph analysis numerics surgery fitting importance impacts moments "
+    allowed = "declaration core errors graph analysis numerics surgery fitting layerwise importance impacts moments "
     allowed += (
         "splitting split_fits split_prices noise_ranks stages cutting joint coding decoding forms storage hashed "
     )

@@ -194,7 +194,7 @@ def test_set_changes_the_spec(digits: Path, run: Run) -> None:
 def test_passes_are_listed(run: Run) -> None:
     ended = run("passes")
     assert ended.code == 0
-    assert re.findall(r"^([a-z-]+) +(?:exact|bounded|lossy) ", ended.out, re.MULTILINE) == list(registry.passes())
+    assert re.findall(r"^([a-z0-9-]+) +(?:exact|bounded|lossy) ", ended.out, re.MULTILINE) == list(registry.passes())
 
 
 @pytest.mark.parametrize("name", sorted(registry.passes()))

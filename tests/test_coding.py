@@ -258,7 +258,7 @@ def test_a_budget_goes_to_the_layer_that_moves_the_outputs() -> None:
     model = net.model(net.node("Add", net.dense(x, "loud", 48, 48), quiet))
     run = code("cluster", model, keep={"stored_bytes": 0.6}, refit=False)
     assert made(run).keys() == {"quiet"}
-    assert skips(run) == {"loud": "the budget leaves it as it is"}
+    assert skips(run) == {"loud": "the budget leaves it whole"}
 
 
 def test_a_layer_with_bits_of_its_own_has_them_under_a_budget_too() -> None:

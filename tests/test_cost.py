@@ -486,7 +486,7 @@ def test_49_channels_cost_what_64_cost() -> None:
 
 
 def test_one_row_waits_for_memory_and_many_rows_for_arithmetic() -> None:
-    on = load_target("x86-64-avx512-vnni", Path())
+    on = load_target("rated.yaml", Path(__file__).parent)
 
     def seconds(count: int) -> tuple[float, float, int]:
         net = Net()
@@ -515,7 +515,7 @@ def quantised_conv() -> ir.Model:
 
 
 def test_a_quantised_convolution_runs_at_the_integer_rate() -> None:
-    on = load_target("x86-64-avx512-vnni", Path())
+    on = load_target("rated.yaml", Path(__file__).parent)
     found = rows(price(quantised_conv(), on))
     assert found["conv"].seconds == pytest.approx(
         64 * 64 * 9 * 256 / on.rate("conv", "int8") + 64 * 256 / (2 * on.rate("elementwise", "int8")) + 0.3e-6
@@ -553,7 +553,7 @@ def test_ragged_depthwise_channels_cost_more_on_integers() -> None:
 
 
 def test_a_weight_that_is_only_stored_quantised_is_dequantised_at_every_run() -> None:
-    on = load_target("x86-64-avx512-vnni", Path())
+    on = load_target("rated.yaml", Path(__file__).parent)
     net = Net()
     w = net.node(
         "DequantizeLinear",

@@ -50,7 +50,7 @@ def test_a_shipped_target_has_every_rate_for_every_type_it_computes(name: str) -
     assert {"float32", "int8"} <= computed <= set(target.dtypes)
     assert all(found == computed for found in tables.values()), tables
     assert all(target.rate(kind, dtype) > 0 for kind in kinds for dtype in target.dtypes)
-    dense = [kind for kind in kinds if kind not in ("ragged", "elementwise")]  # those may be slower, as measured
+    dense = [kind for kind in kinds if kind not in ("ragged", "depthwise", "elementwise")]  # may be slower
     assert all(target.rate(kind, "float32") <= target.rate(kind, "int8") for kind in dense)
 
 
@@ -67,7 +67,7 @@ def test_a_shipped_target_says_where_its_numbers_come_from(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_target_survives_a_round_trip(name: str, tmp_path: Path) -> None:
     target = load_target(name, Path())
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw(name)))
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw(name), sort_keys=False))
     assert load_target("own.yaml", tmp_path) == target == load_target(raw(name), tmp_path)
 
 
@@ -230,7 +230,7 @@ def test_a_graph_without_nodes_can_be_too_heavy() -> None:
 
 
 def test_ragged_depthwise_channels_run_at_their_own_rate_where_one_is_given() -> None:
-    on = load_target("x86-64-avx512-vnni", Path("/nowhere"))
+    on = load_target("rated.yaml", Path(__file__).parent)
     assert on.rate("ragged", "int8") < on.rate("depthwise", "int8")
     assert on.rate("ragged", "float32") == on.rate("depthwise", "float32")
     plain = load_target("arm-cortex-a76", Path("/nowhere"))

@@ -16,16 +16,21 @@ from ccompile.commands.options import FILE, shape
 @click.option("--target", default="generic-cpu", show_default=True, help="Name or path of the target.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input with open axes.")
 @click.option("--groups", is_flag=True, help="Show the groups of coupled channels instead.")
+@click.option("--measure", is_flag=True, help="Run it here, and show each layer's time beside the estimate.")
+@click.option("--threads", type=click.IntRange(0, 1024), default=1, show_default=True, help="For --measure; 0: all.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(model: Path, target: str, shapes: tuple[str, ...], groups: bool, as_json: bool) -> int:
+def inspect(
+    model: Path, target: str, shapes: tuple[str, ...], groups: bool, measure: bool, threads: int, as_json: bool
+) -> int:
     """Show what each op and layer costs, which passes could act there, and why others not.
 
     With --groups: which channels must be removed together, the layers that make and read them, and what pins them.
+    With --measure: how long each layer takes on this machine, beside what the target says of it.
     """
     from dataclasses import asdict
 
     from ccompile import report
-    from ccompile.inspection import inspect_groups, inspect_model
+    from ccompile.inspection import inspect_groups, inspect_model, measure_model
     from ccompile.target import load_target
 
     if groups:
@@ -34,6 +39,13 @@ def inspect(model: Path, target: str, shapes: tuple[str, ...], groups: bool, as_
             echo(json.dumps(asdict(coupling), indent=1))
         else:
             show(report.groups_table(coupling))
+        return OK
+    if measure:
+        taken = measure_model(model, load_target(target, Path()), dict(shape(text) for text in shapes), threads)
+        if as_json:
+            echo(json.dumps({"target": target, **asdict(taken), "near": taken.near}, indent=1))
+        else:
+            show(report.measured_table(taken, target))
         return OK
     found = inspect_model(model, load_target(target, Path()), dict(shape(text) for text in shapes))
     if as_json:
