@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ccompile import __version__
-from ccompile.commands import bisect, check, compare, diff, inspect, pack, passes, target
+from ccompile.commands import bisect, cache, check, compare, diff, inspect, lint, pack, passes, target
 from ccompile.commands.compile import compile_command
 from ccompile.commands.console import BUG, INTERRUPTED, OK, WRONG
 from ccompile.commands.report import report_command
@@ -66,11 +66,13 @@ def cli() -> None:
 for _command in (
     compile_command,
     inspect.inspect,
+    lint.lint,
     passes.passes_command,
     report_command,
     passes.schema,
     diff.diff,
     bisect.bisect,
+    cache.cache,
     check.check,
     compare.compare,
     pack.pack,

@@ -73,7 +73,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], list[Buffer], t
         if raw is None:
             continue
         if dtype in _PLAIN:
-            weights[tensor.name] = _as_array(tensor, dtype, raw)
+            weights[tensor.name] = array_of(tensor, dtype, raw)
         else:
             _embed(tensor, raw)
     for tensor in _other_tensors(proto):
@@ -154,7 +154,8 @@ def _check_size(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer | byte
         )
 
 
-def _as_array(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer) -> Array:
+def array_of(tensor: onnx.TensorProto, dtype: ir.DataType, raw: Buffer | bytes) -> Array:
+    """Return a weight's bytes as a read-only array of its type and shape."""
     array = np.frombuffer(raw, dtype=dtype.numpy()).reshape(tuple(tensor.dims))
     array.flags.writeable = False
     return array
@@ -296,10 +297,11 @@ def _write_inline(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtoco
     for head, weight in pieces:
         out.write(head)
         if weight is not None:
-            out.write(_bytes_of(weight))
+            out.write(bytes_of(weight))
 
 
-def _bytes_of(tensor: ir.TensorProtocol) -> memoryview:
+def bytes_of(tensor: ir.TensorProtocol) -> memoryview:
+    """Return the bytes of a weight that can live outside the message (is_detachable)."""
     array = np.ascontiguousarray(tensor.numpy())
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
@@ -315,7 +317,7 @@ def _write_weights(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtoc
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
                 continue
             padding = b"\0" * (-at % _ALIGN)
-            content = _bytes_of(weights[tensor.name])
+            content = bytes_of(weights[tensor.name])
             for piece in (padding, content):
                 out.write(piece)
                 digest.update(piece)

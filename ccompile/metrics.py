@@ -115,6 +115,15 @@ def find_metric(name: str, base: Path) -> Metric:
     return metric
 
 
+def files_of(name: str, base: Path) -> list[Path]:
+    """Return the Python files that a `module:function` may come from: all beside the spec, or the module's own."""
+    module = name.partition(":")[0]
+    if (base / f"{module}.py").exists():
+        return sorted(base.glob("*.py"))
+    found = sys.modules.get(module)
+    return [Path(found.__file__)] if found is not None and found.__file__ else []
+
+
 @contextlib.contextmanager
 def _on_path(base: Path) -> Iterator[None]:
     folder = str(base.resolve())

@@ -6,7 +6,7 @@ import collections
 import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import __version__, contracts, cost, disk, drift, graph, registry, runtime, snapshots
+from ccompile import __version__, contracts, cost, depfile, disk, drift, graph, locking, registry, runtime, snapshots
 from ccompile import target as targets
 from ccompile.acting import act
 from ccompile.analysis.shapes import ValueType
+from ccompile.caching import Cache, Kept, LostError, digest_of
 from ccompile.comparison import class_axis, compare, rtol_of
 from ccompile.core import Pass, PassResult, Site, View
 from ccompile.cost import ModelCost
@@ -62,18 +63,36 @@ class Progress(Protocol):
         ...
 
 
-def compile_model(request: Request, progress: Progress = lambda text, done, total: None) -> Evidence:
+def compile_model(
+    request: Request, progress: Progress = lambda text, done, total: None, cache: Cache | None = None
+) -> Evidence:
     """Run a compile; write model and evidence when all held, only the evidence when a contract or gate broke.
 
-    Raises CcompileError (exit 2) when the request itself is wrong; then nothing is written.
+    cache: results of earlier compiles, which are repeated where nothing that they depend on has changed, the times that
+    they took included. Raises CcompileError (exit 2) when the request itself is wrong; then nothing is written.
     """
     check_paths(request)
+    if request.lock is not None and request.is_held:
+        request = replace(request, locked=locking.read(request.lock).decisions)
+    cache = cache or Cache()
+    try:
+        return _compile(request, progress, cache)
+    except LostError:
+        cache.lose()
+        return _compile(request, progress, cache)
+
+
+def _compile(request: Request, progress: Progress, cache: Cache) -> Evidence:
     start = time.perf_counter()
     total = len(request.spec.passes) + 2
     progress("reading and running the source", 0, total)
     with executor(request.jobs) as executing:
-        run = Run(request, executing, progress=progress, decisions=Decisions(request.locked))
-        run.open()
+        run = Run(request, executing, progress=progress, decisions=Decisions(request.locked), cache=cache)
+        run.read()
+        if (known := cache.whole()) is not None:
+            progress("nothing has changed: taken from the cache", total, total)
+            return run.repeat(*known)
+        run.begin()
         for index, step in enumerate(request.spec.passes):
             run.step(index, step)
             if run.steps[-1].verdict == "failed":
@@ -139,17 +158,34 @@ class Run:
     decisions: Decisions = field(default_factory=Decisions)
     timer: Timer = interleaved
     verifying: float = 0.0  # seconds spent in verification runs: sessions made and inferences
+    cache: Cache = field(default_factory=Cache)
+    at: str = ""  # digest of the graph as it stands, as the cache knows it
+    pending: dict[str, Any] | None = None  # where that graph is in the cache, when `state` is still an earlier one
+    heard: list[str] = field(default_factory=list)  # what the running step noted
 
-    def open(self) -> None:
-        """Read model and data, run the source once, price it."""
-        request = self.request
+    def read(self) -> None:
+        """Read model and data."""
+        request, spec = self.request, self.request.spec
         self.settings = Settings(request.threads)
         self.source = graph.load(request.model)
         check_external(request, self.source.external)
-        self.data: Data = open_data(request.spec.data, self.source.model, request.spec.base, request.seed)
+        self.data: Data = open_data(spec.data, self.source.model, spec.data_base or spec.base, request.seed)
         self.samples = self.data.verification.samples
         self._note(self.source.notes)
         self._note(self.data.notes)
+        if request.lock is not None and request.is_held:
+            locking.check_inputs(locking.read(request.lock), self._inputs(), str(request.lock))
+        self.at = self.source.digest
+        self.cache.begin(request, self.source.digest, self.data)
+
+    def open(self) -> None:
+        """Read model and data, run the source once, price it."""
+        self.read()
+        self.begin()
+
+    def begin(self) -> None:
+        """Run the source once, price it."""
+        request = self.request
         outputs = self._run_source()
         self.single, one = runtime.one_sample(next(iter(self._feeds())), self.source.model)
         if not one:
@@ -180,7 +216,9 @@ class Run:
         return contracts.default_tolerance(self.request.spec.gates)
 
     def _note(self, notes: Iterable[str]) -> None:
-        self.notes += [note for note in notes if note not in self.notes]
+        found = list(notes)
+        self.heard += found
+        self.notes += [note for note in found if note not in self.notes]
 
     def _feeds(self) -> Iterable[Feeds]:
         return (batch.feeds for batch in self.data.verification.batches())
@@ -232,6 +270,46 @@ class Run:
         return _State(model, outputs, types, cost.price(model, types, self.request.spec.target))
 
     def step(self, index: int, step: Pass) -> None:
+        """Take a step from the cache, or run it and keep it there."""
+        self.heard = []
+        at = self.at
+        if (kept := self.cache.find(index, step, at)) is not None:
+            self._repeat_step(index, step, kept)
+            return
+        self._catch_up()
+        self._run_step(index, step)
+        record, prefix = self.steps[-1], step_name(index, step) + "/"
+        after = None
+        if record.verdict in ("kept", "weakened"):
+            after = self.cache.keep_graph(self.state.model)
+            self.at = digest_of(after) if after is not None else ""
+        if after is not None or self.at:
+            made = {key: made for key, made in self.decisions.made.items() if key.startswith(prefix)}
+            self.cache.keep(index, step, at, Kept(record, tuple(self.heard), made, self.seconds[-1], after))
+
+    def _repeat_step(self, index: int, step: Pass, kept: Kept) -> None:
+        """Do what a step did, without its work; the graph is loaded when the next one needs it."""
+        self.steps.append(kept.record)
+        self.seconds.append(kept.seconds)
+        self._note(kept.notes)
+        self.decisions.made.update(kept.decisions)
+        if kept.after is None:
+            return
+        self.at, self.pending = digest_of(kept.after), kept.after
+        if self.request.dump is not None:
+            graph.save(self.cache.graph_of(kept.after), self.request.dump / dump_name(index, step))
+
+    def _catch_up(self) -> None:
+        """Load the graph that the cache has led to, and run it."""
+        if self.pending is None:
+            return
+        model, self.pending = self.cache.graph_of(self.pending), None
+        outputs = Recording()
+        for produced in runtime.outputs_of(model, self._feeds(), self.settings):
+            outputs.append(produced)
+        self.state = self._state(model, outputs)
+
+    def _run_step(self, index: int, step: Pass) -> None:
         """Run one step on a copy; keep, revert, weaken or fail it."""
         start = time.perf_counter()
         self.running = f"step {index + 1} {step.pass_name()}", index + 1
@@ -380,13 +458,34 @@ class Run:
 
     def finish(self, start: float) -> Evidence:
         """Judge the gates, check the target, write model and evidence."""
+        self._catch_up()
         judged = self._judge()
-        if not judged.failed:
+        if judged.failed:
+            evidence = self._evidence(judged, None, start)
+            disk.write_text(self.request.evidence_path, evidence.text())
+        else:
             self.decisions.finish()
-            return self._write(lambda output, seen: self._evidence(judged, output, start, seen))
-        evidence = self._evidence(judged, None, start)
-        disk.write_text(self.request.evidence_path, evidence.text())
+            evidence = self._write(lambda output, seen: self._evidence(judged, output, start, seen))
+        self.cache.keep_whole(evidence, None if judged.failed else self.state.model)
         return evidence
+
+    def repeat(self, known: Evidence, model: ir.Model | None) -> Evidence:
+        """Write what the same compile led to before: its evidence under the names of this one, and its result."""
+        evidence = known.model_copy(update={"source": self._source_record(), "spec": self._spec_record()})
+        if model is None or known.output is None:
+            disk.write_text(self.request.evidence_path, evidence.text())
+            return evidence
+        made: list[Evidence] = []
+
+        def approve(path: Path, data: Path | None) -> None:
+            output = FileRecord.of(self.request.output.name, path, data)
+            if data is None and output.digest != known.output.digest:  # type: ignore[union-attr]
+                raise LostError
+            made.append(evidence.model_copy(update={"output": output}))
+            self._put_beside(made[0])
+
+        graph.save(model, self.request.output, self._provenance(), approve=approve)
+        return made[0]
 
     def _judge(self) -> _Judged:
         """Return which steps failed, or else which gates; nothing more is measured after a failed step."""
@@ -418,16 +517,41 @@ class Run:
             self._refuse_other(path)
             seen = Fingerprint.of(graph.load(path).model, self.inputs, prints_of(state.outputs))
             made.append(evidence_of(FileRecord.of(request.output.name, path, data), seen))
-            disk.write_text(request.evidence_path, made[0].text())
+            self._put_beside(made[0])
 
-        provenance = {
+        graph.save(state.model, request.output, self._provenance(), approve=approve)
+        return made[0]
+
+    def _put_beside(self, evidence: Evidence) -> None:
+        """Write what stands beside the model, which is whole and about to take its name."""
+        request, output = self.request, evidence.output
+        assert output is not None
+        if request.lock is not None and request.is_held:
+            locking.check_output(locking.read(request.lock), output, str(request.lock))
+        disk.write_text(request.evidence_path, evidence.text())
+        if request.depfile is not None:
+            disk.write_text(request.depfile, depfile.text(request, self.source.external))
+        if request.lock is not None and not request.is_held:
+            disk.write_text(request.lock, locking.Lock.of(self._inputs(), evidence).text())
+
+    def _inputs(self) -> locking.Inputs:
+        return locking.Inputs.of(self.request, self.source.digest, self.data)
+
+    def _provenance(self) -> dict[str, str]:
+        return {
             "ccompile.version": __version__,
             "ccompile.source": self.source.digest,
-            "ccompile.spec": request.spec.digest,
+            "ccompile.spec": self.request.spec.digest,
             "ccompile.data": self.data.verification.digest,
         }
-        graph.save(state.model, request.output, provenance, approve=approve)
-        return made[0]
+
+    def _source_record(self) -> FileRecord:
+        return FileRecord(name=self.request.model.name, digest=self.source.digest, bytes=self.source.size)
+
+    def _spec_record(self) -> FileRecord:
+        name = Path(self.request.spec.name)
+        size = name.stat().st_size if name.exists() else 0
+        return FileRecord(name=name.name, digest=self.request.spec.digest, bytes=size)
 
     def _refuse_other(self, path: Path) -> None:
         """Refuse a file that does not reproduce the outputs that were verified, on the first batch."""
@@ -442,8 +566,6 @@ class Run:
         self, judged: _Judged, output: FileRecord | None, start: float, seen: Fingerprint | None = None
     ) -> Evidence:
         request = self.request
-        name = Path(request.spec.name)
-        size = name.stat().st_size if name.exists() else 0
         total = time.perf_counter() - start
         timing: dict[str, Any] = {"steps": self.seconds, "verification": self.verifying, "total": total}
         if self.statistics is not None and (held := self.statistics.ledger.record()):
@@ -453,9 +575,9 @@ class Run:
         return Evidence(
             verdict="failed" if judged.failed else "ok",
             reason="\n".join(judged.failed),
-            source=FileRecord(name=request.model.name, digest=self.source.digest, bytes=self.source.size),
+            source=self._source_record(),
             output=output,
-            spec=FileRecord(name=name.name, digest=request.spec.digest, bytes=size),
+            spec=self._spec_record(),
             target=request.spec.target.name,
             seed=request.seed,
             versions=versions(),

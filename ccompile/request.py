@@ -17,6 +17,7 @@ class Request:
     """One compile. threads, jobs: 0 means all cores; measure: race the result against the source on this machine.
 
     locked: decisions of an earlier compile, by key (Evidence.decisions), that are repeated instead of made.
+    lock: where the lock of the build goes, or, where it `is_held`, what it is held to; see locking.py.
     """
 
     model: Path
@@ -31,6 +32,9 @@ class Request:
     report: Path | None = None
     junit: Path | None = None
     locked: Mapping[str, str] | None = None
+    lock: Path | None = None
+    is_held: bool = False
+    depfile: Path | None = None
 
     @property
     def evidence_path(self) -> Path:
@@ -41,7 +45,7 @@ class Request:
 def check_paths(request: Request) -> None:
     """Refuse outputs that would destroy an input or each other, or that cannot be written, before any work."""
     try:
-        inputs = {path.resolve(): what for path, what in _inputs(request)}
+        inputs = {path.resolve(): what for path, what in inputs_of(request)}
         taken: dict[Path, str] = {}
         for output, what in _outputs(request):
             real = output.resolve()
@@ -72,17 +76,20 @@ def check_external(request: Request, external: Iterable[Path]) -> None:
                 raise CcompileError(message, str(output), "Choose another path.")
 
 
-def _inputs(request: Request) -> Iterable[tuple[Path, str]]:
+def inputs_of(request: Request) -> Iterable[tuple[Path, str]]:
+    """Yield the single files that a compile reads, and what each is."""
     yield request.model, "the model"
     yield Path(request.spec.name), "the spec"
+    if request.lock is not None and request.is_held:
+        yield request.lock, "the lock"
     if request.spec.target_file is not None:
         yield request.spec.target_file, "the target"
-    data = request.spec.data
+    data, base = request.spec.data, request.spec.data_base or request.spec.base
     for source in (data.calibration, data.verification) if data is not None else ():
         if source is not None and source.npz is not None:
-            yield request.spec.base / source.npz, "the data"
+            yield base / source.npz, "the data"
         if source is not None and source.images is not None and source.labels not in (None, "folders"):
-            yield request.spec.base / str(source.labels), "the labels"
+            yield base / str(source.labels), "the labels"
 
 
 def _files(request: Request) -> Iterable[tuple[Path, str]]:
@@ -92,6 +99,10 @@ def _files(request: Request) -> Iterable[tuple[Path, str]]:
         yield request.report, "the report"
     if request.junit is not None:
         yield request.junit, "the JUnit file"
+    if request.depfile is not None:
+        yield request.depfile, "the dependency file"
+    if request.lock is not None and not request.is_held:
+        yield request.lock, "the lock"
 
 
 def _outputs(request: Request) -> Iterable[tuple[Path, str]]:

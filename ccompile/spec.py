@@ -97,7 +97,10 @@ class _Top(Declaration):
 
 @dataclass(frozen=True)
 class Spec:
-    """A checked spec: ready passes, the target with the file it came from, and where relative paths start."""
+    """A checked spec: ready passes, the target with the file it came from, and where relative paths start.
+
+    data_base: where those of the data start [base].
+    """
 
     passes: tuple[Pass, ...]
     target: Target
@@ -107,6 +110,7 @@ class Spec:
     base: Path
     digest: str
     target_file: Path | None = None
+    data_base: Path | None = None
 
 
 def load(path: Path | str, sets: Sequence[str] = ()) -> Spec:

@@ -16,6 +16,14 @@ from runs import ROOT, TIDY, Ended, Run  # noqa: E402
 from ccompile import cli  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of one test, in this process and in those that it starts: nothing is found that it did not make."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CCOMPILE_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
     """A copy of examples/01_digits, and `tidy.yaml`, which is quick."""

@@ -19,7 +19,7 @@ from ccompile import registry
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "onnx_ir", "pydantic", "rich", "scipy", "yaml")
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/README.md"))
-COMMANDS = "bisect check compare compile diff inspect pack passes report schema target unpack".split()
+COMMANDS = "bisect cache check compare compile diff inspect lint pack passes report schema target unpack".split()
 
 
 def compile_to(run: Run, folder: Path, *extra: object, spec: str = "tidy.yaml") -> Ended:

@@ -44,6 +44,24 @@ def data_options(command: Callable[..., int]) -> Callable[..., int]:
     return found
 
 
+def lock_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of locks, which it takes as `lock`: the file, and whether the build is held to it."""
+
+    @click.option("--lock", "locks", is_flag=True, help="Write what the build is made of, and every choice, to a lock.")
+    @click.option("--locked", "holds", is_flag=True, help="Exit 1 when anything moved from the lock, and repeat it.")
+    @click.option("--lock-file", type=FILE, metavar="FILE", help="The lock [OUT.lock.yaml].")
+    @functools.wraps(command)
+    def with_lock(locks: bool, holds: bool, lock_file: Path | None, output: Path, **others: Any) -> int:
+        if locks and holds:
+            raise click.UsageError("--lock and --locked exclude each other.")
+        if lock_file is not None and not (locks or holds):
+            raise click.UsageError("--lock-file goes with --lock or --locked.")
+        file = lock_file or output.with_name(output.name + ".lock.yaml")
+        return command(output=output, lock=(file if locks or holds else None, holds), **others)
+
+    return with_lock
+
+
 def tolerance_of(limits: dict[str, float]) -> Tolerance | None:
     """Return the tolerance of the limits given, None without any; raises SpecError with all that is wrong."""
     from ccompile.tolerance import Tolerance
