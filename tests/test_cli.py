@@ -330,18 +330,6 @@ def test_check_exits_2_when_it_cannot_compare(
 # ---------------------------------------------------------------------------------------------- examples
 
 
-@pytest.mark.parametrize("example", ["01_digits"])
-def test_commands_of_the_readme_run(digits: Path, example: str) -> None:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "examples" / example / "README.md").read_text(), re.DOTALL)
-    lines = [line for block in blocks for line in block.strip().splitlines()]
-    assert len(lines) >= 4
-    for line in lines:
-        words = shlex.split(line)
-        assert words[0] == "ccompile"
-        ended = spawn(*words[1:], cwd=digits)
-        assert ended.code == 0, (line, ended.err)
-
-
 def test_the_pruning_spec_of_the_readme_gives_the_rows_shown(digits: Path, run: Run) -> None:
     story = (ROOT / "README.md").read_text().partition("## Halve a network by channels")[2].partition("\n## ")[0]
     (spec,) = re.findall(r"```yaml\n(.*?)```", story, re.DOTALL)
