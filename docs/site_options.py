@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import yaml
 
-from ccompile import report
+from ccompile import registry, report
+from ccompile.spec import schema
 
 # Declarations that specs are made of, in the order in which a reader meets them, and the headings they stand under.
-SPEC_PARTS = {
+# Others come behind, under their names.
+_FIRST = {
     "DataSpec": "data",
     "DataSource": "data source",
     "Preprocess": "preprocess",
@@ -23,7 +26,36 @@ SPEC_PARTS = {
     "Gates": "gates",
     "MetricGate": "metric gate",
 }
-TARGET_PARTS = ("Target", "Opset", "Rates", "Step", "Cache", "Memory")
+
+
+@cache
+def spec_schema() -> dict[str, Any]:
+    """Return the JSON Schema of specs."""
+    return schema()
+
+
+@cache
+def target_parts() -> tuple[str, ...]:
+    """Return the declarations that a target is made of, the target first."""
+    found = ["Target"]
+    for name in found:  # grows while it is read
+        found += [other for other in _named_in(spec_schema()["$defs"][name]) if other not in found]
+    return tuple(found)
+
+
+@cache
+def spec_parts() -> dict[str, str]:
+    """Return the declarations of a spec but passes and targets, with their headings."""
+    passes = {kind.__name__ for kind in registry.passes().values()}
+    others = [name for name in spec_schema()["$defs"] if name not in (*passes, *target_parts(), *_FIRST)]
+    return _FIRST | {name: name.lower() for name in others}
+
+
+def _named_in(part: Mapping[str, Any]) -> list[str]:
+    """Return the declarations that a part of the schema refers to, sorted."""
+    return sorted(set(re.findall(r"#/\$defs/(\w+)", json.dumps(part))))
+
+
 _EXAMPLES: dict[str, Any] = {  # where neither the declaration nor its type says what a reader would write
     "version": 1,
     "target": "x86-64-avx512-vnni",
@@ -97,9 +129,9 @@ def options_table(declared: Mapping[str, Any], defs: Mapping[str, Any], prefix: 
 def _value(entry: Mapping[str, Any], up: str) -> str:
     """Return what a key takes in words; declarations lead to where their own keys are."""
     text = report.kind_of(entry).replace("|", "or").replace("<", "&lt;")
-    for name in sorted(set(re.findall(r"#/\$defs/(\w+)", json.dumps(entry)))):
-        page = "targets.md" if name in TARGET_PARTS else "spec.md"
-        title = SPEC_PARTS.get(name, name.lower())
+    for name in _named_in(entry):
+        page = "targets.md" if name in target_parts() else "spec.md"
+        title = spec_parts().get(name, name.lower())
         text = re.sub(rf"\b{name.lower()}\b", f"[{title}]({up}{page}#{title.replace(' ', '-')})", text)
     return text
 

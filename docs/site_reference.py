@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import generate
 import yaml
-from site_options import SPEC_PARTS, TARGET_PARTS, flow, options_table
+from site_options import flow, options_table, spec_parts, spec_schema, target_parts
 
 import ccompile
 from ccompile import registry, target
 from ccompile.cli import cli
 from ccompile.core import Pass
 from ccompile.errors import CcompileError
-from ccompile.spec import parse, schema
+from ccompile.spec import parse
 
 SPECS = Path(__file__).resolve().parent.parent / "specs"
 _WIDE = "---\nhide: [toc]\n---\n"
@@ -41,12 +40,6 @@ def pages(guides: Mapping[str, str]) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------- the spec
 
 
-@cache
-def spec_schema() -> dict[str, Any]:
-    """Return the JSON Schema of specs."""
-    return schema()
-
-
 def spec_page() -> str:
     """Return the reference of all keys of a spec but the passes' options."""
     found = spec_schema()
@@ -54,7 +47,7 @@ def spec_page() -> str:
     top = f"## The whole spec\n\n{options_table(found, defs, 'spec-')}"
     parts = [
         f"## {title}\n\n{defs[name]['description']}\n\n{options_table(defs[name], defs, f'{name.lower()}-')}"
-        for name, title in SPEC_PARTS.items()
+        for name, title in spec_parts().items()
     ]
     return "\n\n".join([f"{_WIDE}# Spec\n\n{_GENERATED}\n\n{_SPEC_HEAD}", top, *parts]) + "\n"
 
@@ -153,7 +146,7 @@ def targets_page() -> str:
         rows.append(f"| [`{name}`](#{name}) | {found.description} | {opset} | {', '.join(found.dtypes)} |")
     keys = [
         f"### {name}\n\n{defs[name]['description']}\n\n{options_table(defs[name], defs, f'{name.lower()}-')}"
-        for name in TARGET_PARTS
+        for name in target_parts()
     ]
     files = [
         f"### {name}\n\n```yaml\n{(SPECS / 'targets' / f'{name}.yaml').read_text(encoding='utf-8')}```"
@@ -190,10 +183,19 @@ def recipes_page() -> str:
 def commands_page() -> str:
     """Return the help of every command."""
     parts = [f"{_WIDE}# Commands\n\n{_GENERATED}\n\n<!-- include README.md: Commands -->"]
-    for name, command in sorted(cli.commands.items()):
+    for name, command in _commands(cli, ""):
         context = click.Context(command, info_name=f"ccompile {name}", max_content_width=100)
         parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _commands(group: click.Group, before: str) -> Iterator[tuple[str, click.Command]]:
+    """Yield the commands of a group by all their words, those of its groups in their places."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def python_page() -> str:
