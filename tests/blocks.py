@@ -2,7 +2,7 @@
 
     ```sh       run; each `ccompile ...` must end with exit code 0, or with the one in `# exits N` behind it
     ```text     right behind a sh block: lines that it printed, in this order; numbers may differ by a few percent
-    ```yaml     a spec, its steps, or any part of one; `# NAME.yaml` in its first line writes that file
+    ```yaml     a spec, its steps, any part of one, or a target; `# NAME.yaml` in its first line writes that file
     ```python   run, in one namespace per page; `# NAME.py` in its first line writes that file
     ```make     `# Makefile` in its first line writes that file
 
@@ -156,10 +156,12 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def assert_spec(data: Any, text: str, folder: Path) -> None:
-    """Fail unless YAML is a spec, a list of its steps, or a part of one."""
+    """Fail unless YAML is a spec, a list of its steps, a part of one, or a target."""
     whole: dict[str, Any] = {"version": 1, "passes": ["tidy-graph"], "gates": {"argmax": 0.5}}
     if isinstance(data, list):
         whole["passes"] = data
+    elif "dtypes" in data:
+        whole["target"] = data
     elif "version" not in data:
         whole |= data
     else:

@@ -13,11 +13,10 @@ from runs import ROOT, Run
 PAGES = site_source.pages()
 WITH_BLOCKS = sorted(uri for uri, text in PAGES.items() if any(block.language in RUN for block in blocks(text)))
 EMPTY = ("tutorial.md",)  # start in an empty folder; the others beside the example's model and data
-NOT_SPECS = ("reference/targets.md",)  # their YAML is another format, which tests/test_target.py reads
 KNOWN = {*RUN, "text", "toml"}
 
 
-@pytest.mark.parametrize("uri", [uri for uri in WITH_BLOCKS if uri not in NOT_SPECS])
+@pytest.mark.parametrize("uri", WITH_BLOCKS)
 def test_all_blocks_run(uri: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "work"
     if uri in EMPTY:
