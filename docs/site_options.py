@@ -56,7 +56,8 @@ def _named_in(part: Mapping[str, Any]) -> list[str]:
     return sorted(set(re.findall(r"#/\$defs/(\w+)", json.dumps(part))))
 
 
-_EXAMPLES: dict[str, Any] = {  # where neither the declaration nor its type says what a reader would write
+# What a reader would write, where neither the declaration nor its type says so; of a tuple, the first that fits.
+_EXAMPLES: dict[str, Any] = {
     "version": 1,
     "target": "x86-64-avx512-vnni",
     "passes": ["tidy-graph", {"split-svd": {"error": 0.02, "tolerance": {"argmax": 0.98}}}],
@@ -80,7 +81,8 @@ _EXAMPLES: dict[str, Any] = {  # where neither the declaration nor its type says
     "cosine": 0.999,
     "argmax": 0.98,
     "drop": 0.005,
-    "min": 0.9,
+    "min": (0.9, 7),
+    "max": 21,
     "energy": 0.98,
     "error": 0.02,
     "rank": 32,
@@ -97,9 +99,42 @@ _EXAMPLES: dict[str, Any] = {  # where neither the declaration nor its type says
     "gemv": {"float32": 16},
     "recurrent": {"float32": 12},
     "elementwise": {"float32": 1},
-    "align": {"float32": {"out_channels": 8}},
+    "align": ({"float32": {"out_channels": 8}}, 8),
+    "name": "my-board",
+    "description": "my board, one core",
+    "opset": {"min": 7, "max": 21},
+    "lacks": ["LSTM"],
+    "domains": ["com.microsoft"],
+    "fused": ["BatchNormalization", "Relu"],
+    "bandwidth_gb_s": 15.0,
+    "node_overhead_us": 0.5,
     "ops": ["Conv", "Relu", "Gemm"],
     "dtypes": ["float32", "int8"],
+    "op": "Add",
+    "carries": ["Relu"],
+    "in_channels": 4,
+    "out_channels": 16,
+    "session_overhead_us": 5.0,
+    "inputs": 4,
+    "outputs": 4,
+    "seed": 1,
+    "size": 8,
+    "columns": 128,
+    "outliers": 0.01,
+    "least": 256,
+    "margin": 0.1,
+    "min_kernel": 7,
+    "tiles": ["4x1", "4x4"],
+    "percentile": 99.9,
+    "methods": ["bias"],
+    "shrink": 0.5,
+    "length": 2.0,
+    "swaps": 2,
+    "growth": 0,
+    "scale": 1.0,
+    "low": -1.0,
+    "high": 2.0,
+    "integers": [0, 1000],
 }
 _LEFT_OUT = {"type": "null"}
 
@@ -140,7 +175,8 @@ def example(name: str, entry: Mapping[str, Any], defs: Mapping[str, Any]) -> Any
     """Return a value that a key takes: declared, well known, or of its type and limits."""
     if entry.get("examples"):
         return entry["examples"][0]
-    for candidate in (_EXAMPLES.get(name), _of_type(entry, defs)):
+    known = _EXAMPLES.get(name)
+    for candidate in (*(known if isinstance(known, tuple) else (known,)), _of_type(entry, defs)):
         if candidate is not None and _fits(candidate, entry, defs):
             return candidate
     raise LookupError(f"no example fits `{name}`: give its Field `examples=[...]`")

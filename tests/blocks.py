@@ -6,7 +6,8 @@
     ```python   run, in one namespace per page; `# NAME.py` in its first line writes that file
     ```make     `# Makefile` in its first line writes that file
 
-A block whose first line is `# Not run here: REASON` is only parsed, and the reason is what a reader sees.
+A YAML file whose first line says `(wrong on purpose)` must be refused. A block whose first line is
+`# Not run here: REASON` is only parsed, and the reason is what a reader sees.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from runs import ROOT, Run, environment
 
 from ccompile import spec
+from ccompile.errors import CcompileError
 
 RUN = ("sh", "yaml", "python", "make", "cmake")
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"# Not run here: (\S.{5,})")
+_WRONG = "(wrong on purpose)"
 _FILE = re.compile(r"# ([\w.-]+\.(?:yaml|py)|Makefile)\b")
 _EXITS = re.compile(r"\s+# exits (\d+)$")
 _SHELL = re.compile(r"[|<>;&$*]|^\w+=")
@@ -101,7 +105,10 @@ class Player:
             case "yaml":
                 data = yaml.safe_load(block.text)
                 assert data, "an empty block"
-                if not block.reason:
+                if _WRONG in block.first:
+                    with pytest.raises(CcompileError):
+                        assert_spec(data, block.text, self.folder)
+                elif not block.reason:
                     assert_spec(data, block.text, self.folder)
             case "python":
                 tree = ast.parse(block.text)
@@ -172,6 +179,7 @@ def assert_spec(data: Any, text: str, folder: Path) -> None:
 
 def assert_printed(shown: str, printed: str) -> None:
     """Fail unless all lines shown were printed, in this order; a line `...` stands for any."""
+    assert shown.replace("...", "").strip(), "nothing is shown"
     rest = iter([line.split() for line in printed.splitlines()])
     for line in shown.splitlines():
         words = line.split()

@@ -51,6 +51,8 @@ def player(tmp_path: Path, run: Run) -> Player:
         "```sh\ntrue  # exits 3\n```\n",
         "```sh\necho one\n```\n\n```text\ntwo\n```\n",
         "```yaml\n- no-such-pass\n```\n",
+        "```yaml\n# a.yaml (wrong on purpose)\nversion: 1\npasses: [tidy-graph]\n```\n",
+        "```sh\necho one\n```\n\n```text\n...\n```\n",
         "```python\n1 / 0\n```\n",
         "```python\n# Not run here: it needs two machines\n1 +\n```\n",
         "```sh\n# Not run here: it needs two machines\nif\n```\n",
