@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: help demo test check docs pass bench clean
+.PHONY: help demo test check docs site pass bench clean
 
 help:            ## Show this help.
 	@sed -n 's/^\([a-z]*\): *.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -34,6 +34,13 @@ check: $(VENV)/.test   ## Lint, format, types, and that generated files are fres
 
 docs: $(VENV)/.test    ## Refresh the schema and the pass reference.
 	$(BIN)/python docs/generate.py
+
+$(VENV)/.docs: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+site: $(VENV)/.docs    ## Build the documentation site: out/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pass: $(VENV)/.test    ## Start a new pass: make pass NAME=verb-object
 	$(BIN)/python docs/new_pass.py $(NAME)

@@ -387,8 +387,8 @@ def pass_page(kind: type[Pass]) -> str:
     if kind.after:
         lines += [f"Comes after: {', '.join(kind.after)}.", ""]
     lines.append("Options:")
-    for name, kind_of, default, text in options(kind):
-        lines.append(f"  {name}: {kind_of}, default {default}\n      {text}")
+    for name, takes, default, text in options(kind):
+        lines.append(f"  {name}: {takes}, default {default}\n      {text}")
     return "\n".join(lines)
 
 
@@ -398,25 +398,40 @@ def options(kind: type[Pass]) -> list[tuple[str, str, str, str]]:
     found = []
     for name, entry in schema["properties"].items():
         default = "none" if entry.get("default") is None else str(entry["default"]).lower()
-        found.append((name, _kind_of(entry), "[]" if default == "()" else default, entry.get("description", "")))
+        found.append((name, kind_of(entry), "[]" if default == "()" else default, entry.get("description", "")))
     return found
 
 
-def _kind_of(entry: dict[str, object]) -> str:
+def kind_of(entry: Mapping[str, object]) -> str:
+    """Return the type and the limits of a value in words, from its JSON Schema.
+
+    >>> kind_of({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"type": "null"}]})
+    'number > 0 and <= 1'
+    """
     if "anyOf" in entry:
         alternatives = entry["anyOf"]
         assert isinstance(alternatives, list)
-        return " or ".join(_kind_of(part) for part in alternatives if part.get("type") != "null")
+        return " or ".join(kind_of(part) for part in alternatives if part.get("type") != "null")
     if "$ref" in entry:
         return str(entry["$ref"]).rpartition("/")[2].lower()
     if "enum" in entry:
         values = entry["enum"]
         assert isinstance(values, list)
         return " | ".join(map(str, values))
+    if "const" in entry:
+        return str(entry["const"])
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = " and ".join(f"{sign} {entry[key]:g}" for key, sign in signs.items() if key in entry)
     if entry.get("type") == "array":
-        items = entry.get("items", {})
-        assert isinstance(items, dict)
-        return f"list of {_kind_of(items)}"
+        return _kind_of_list(entry)
+    if isinstance(values := entry.get("additionalProperties"), dict):
+        return f"mapping of name to {kind_of(values)}"
     return f"{entry.get('type', 'anything')}{' ' + limits if limits else ''}"
+
+
+def _kind_of_list(entry: Mapping[str, object]) -> str:
+    if isinstance(parts := entry.get("prefixItems"), list):
+        return f"[{', '.join(map(kind_of, parts))}]"
+    items = entry.get("items", {})
+    assert isinstance(items, dict)
+    return f"list of {kind_of(items)}"

@@ -198,13 +198,18 @@ def screenshot(page: str, folder: Path, width: int, height: int) -> Path:
     return folder / "shot.png"
 
 
-def _chromium(folder: Path, width: int, height: int, *options: str) -> subprocess.CompletedProcess[str]:
+def visit(url: str, folder: Path) -> str:
+    """Return what a page's document is a few seconds after it was opened."""
+    return _chromium(folder, 1366, 900, "--virtual-time-budget=5000", "--dump-dom", url=url).stdout
+
+
+def _chromium(folder: Path, width: int, height: int, *options: str, url: str = "") -> subprocess.CompletedProcess[str]:
     assert CHROMIUM is not None
     quiet = ("--disable-gpu", "--disable-background-networking", "--no-first-run", "--hide-scrollbars")
     window = f"--window-size={max(width, 500)},{height}"
     profile = f"--user-data-dir={folder / 'profile'}"
     command = [CHROMIUM, "--headless=new", "--no-sandbox", *quiet, profile, window, "--enable-logging=stderr", *options]
-    url = (folder / "harness.html").resolve().as_uri()
+    url = url or (folder / "harness.html").resolve().as_uri()
     return subprocess.run([*command, url], capture_output=True, text=True, timeout=120, check=True)
 
 

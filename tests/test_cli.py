@@ -13,6 +13,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from blocks import same
 from runs import ROOT, Ended, Run, command, environment, spawn
 
 from ccompile import registry
@@ -330,18 +331,6 @@ def test_check_exits_2_when_it_cannot_compare(
 # ---------------------------------------------------------------------------------------------- examples
 
 
-@pytest.mark.parametrize("example", ["01_digits"])
-def test_commands_of_the_readme_run(digits: Path, example: str) -> None:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "examples" / example / "README.md").read_text(), re.DOTALL)
-    lines = [line for block in blocks for line in block.strip().splitlines()]
-    assert len(lines) >= 4
-    for line in lines:
-        words = shlex.split(line)
-        assert words[0] == "ccompile"
-        ended = spawn(*words[1:], cwd=digits)
-        assert ended.code == 0, (line, ended.err)
-
-
 def test_the_pruning_spec_of_the_readme_gives_the_rows_shown(digits: Path, run: Run) -> None:
     story = (ROOT / "README.md").read_text().partition("## Halve a network by channels")[2].partition("\n## ")[0]
     (spec,) = re.findall(r"```yaml\n(.*?)```", story, re.DOTALL)
@@ -352,7 +341,7 @@ def test_the_pruning_spec_of_the_readme_gives_the_rows_shown(digits: Path, run: 
     header, source, pruned = rows.strip().splitlines()
     printed = [" ".join(line.split()) for line in ended.out.splitlines()]
     assert {" ".join(header.split()), " ".join(source.split())} <= set(printed)
-    assert any(line.startswith(" ".join(pruned.split()[:3])) for line in printed)
+    assert any(same(pruned.split(), line.split()) for line in printed), printed
     assert any("calibrated on 256 samples" in line for line in printed)
     assert any(re.search(r"/stage1/block1/conv1: \d+ of 16 units kept", line) for line in printed)
 
