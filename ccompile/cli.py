@@ -14,6 +14,7 @@ from ccompile import __version__
 from ccompile.commands import bisect, cache, check, compare, diff, inspect, lint, pack, passes, target
 from ccompile.commands.compile import compile_command
 from ccompile.commands.console import BUG, INTERRUPTED, OK, WRONG
+from ccompile.commands.ending import ending_soon
 from ccompile.commands.report import report_command
 from ccompile.errors import CcompileError
 
@@ -88,6 +89,11 @@ def _terminate(number: int, frame: object) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    with ending_soon():
+        _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (started with >&-)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from runs import Run, environment
+from runs import ROOT, Run, environment
 
 import ccompile
 from ccompile import graph
@@ -143,6 +144,17 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_a_name_that_is_not_public_is_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute `Resul`"):
         _ = ccompile.Resul
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if "ccompile.compile(" in block)
+    graph.save(builders.mlp(0), tmp_path / "model.onnx")
+    np.savez(tmp_path / "verify.npz", x=X)
+    (tmp_path / "spec.yaml").write_text("version: 1\npasses: [tidy-graph]\n")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert (tmp_path / "out.onnx").exists()
 
 
 # ---------------------------------------------------------------------------------------------- assert_onnx_close

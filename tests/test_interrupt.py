@@ -32,11 +32,11 @@ STALLED = """
 """
 
 
-def started(folder: Path, place: str) -> subprocess.Popen[str]:
+def started(folder: Path, place: str, stalled: str = STALLED) -> subprocess.Popen[str]:
     """Start a compile over a previous output, wait until it has come to `place`, and return it."""
     (folder / "out.onnx").write_bytes(OLD)
     (folder / "reached").unlink(missing_ok=True)
-    program = textwrap.dedent(STALLED).format(place=place)
+    program = textwrap.dedent(stalled).format(place=place)
     process = subprocess.Popen(
         [sys.executable, "-c", program, *map(str, ARGUMENTS)],
         cwd=folder,
@@ -148,4 +148,35 @@ def test_two_compiles_to_one_output_both_succeed(digits: Path) -> None:
         code, err = ended(process)
         assert code == 0, err
     onnx.checker.check_model(onnx.load(digits / "out.onnx"))
+    assert scratch_files(digits) == []
+
+
+# What no signal ends: a lock of the system's that is never opened, as a long factorisation would be.
+DEAF = """
+    import ctypes, sys
+    from pathlib import Path
+    from ccompile import cli, pipeline
+
+    def stall(*arguments, **options):
+        Path("reached").touch()
+        mutex = ctypes.create_string_buffer(256)
+        for _ in range(2):
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+    {place} = stall
+    cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_within_a_second_what_python_cannot_interrupt(
+    digits: Path, sent: signal.Signals, code: int
+) -> None:
+    process = started(digits, "pipeline.Run._act", DEAF)
+    start = time.monotonic()
+    process.send_signal(sent)
+    found, err = ended(process)
+    assert time.monotonic() - start < 5  # one on a machine that has nothing else to do
+    assert (found, err) == (code, "interrupted: the output is the previous one, or whole\n")
+    assert (digits / "out.onnx").read_bytes() == OLD
     assert scratch_files(digits) == []

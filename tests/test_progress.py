@@ -8,6 +8,7 @@ import builders
 import yaml
 
 from ccompile import graph, spec
+from ccompile.commands.remaining import Remaining
 from ccompile.pipeline import compile_model
 from ccompile.request import Request
 
@@ -54,3 +55,30 @@ def test_a_compression_says_what_of_it_is_running(tmp_path: Path) -> None:
         *(f"layer {index}/3" for index in (1, 2, 3)),
         "verification",
     ]
+
+
+# ---------------------------------------------------------------------------------------------- what is left
+
+
+def left(*lines: tuple[float, str]) -> list[str]:
+    """What is said behind each line, told at those seconds."""
+    times = iter([time for time, _ in lines])
+    remaining = Remaining(lambda: next(times))
+    return [remaining.of(text) for _, text in lines]
+
+
+def test_what_is_left_follows_from_how_fast_the_counter_went() -> None:
+    lines = [(0.0, "refit 1/20 layers"), (60.0, "refit 5/20 layers"), (120.0, "refit 11/20 layers")]
+    assert left(*lines) == ["", "about 4 min left of this part", "about 2 min left of this part"]
+
+
+def test_nothing_is_said_before_anything_is_known() -> None:
+    assert left((0.0, "refit 1/20"), (1.0, "refit 2/20"), (9.0, "verification"), (99.0, "verification")) == [""] * 4
+
+
+def test_another_part_starts_anew() -> None:
+    assert left((0.0, "refit 1/9"), (50.0, "refit 2/9"), (51.0, "cut 1/9"), (52.0, "cut 2/9"))[2:] == ["", ""]
+
+
+def test_a_part_that_runs_again_starts_anew() -> None:
+    assert left((0.0, "batch 1/9"), (50.0, "batch 9/9"), (51.0, "batch 1/9"), (52.0, "batch 2/9"))[1:] == ["", "", ""]

@@ -53,7 +53,14 @@ def progress(quiet: bool) -> Iterator[Progress]:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ccompile.commands.remaining import Remaining
+
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
+    left = Remaining()
+    with Progress(
+        *columns, TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("starting", total=None, left="")
+        yield lambda text, done, total: bar.update(
+            task, description=text, completed=done, total=total, left=left.of(text)
+        )
