@@ -7,8 +7,8 @@
     ```make     `# Makefile` in its first line writes that file
 
 A block with `title="PATH"` is that file of the tree, which other tests run. A YAML file whose first line says
-`(wrong on purpose)` must be refused. A block whose first line is `# Not run here: REASON` is only parsed, and the reason
-is what a reader sees.
+`(wrong on purpose)` must be refused. A block whose first line is `# Not run here: REASON` is only parsed: readers see
+the reason, too.
 """
 
 from __future__ import annotations
