@@ -216,7 +216,11 @@ def python_page() -> str:
 
 def _signature(name: str, found: Callable[..., object]) -> str:
     """Return a signature, a parameter a line."""
-    parameters = [f"    {parameter},".replace("'", "") for parameter in inspect.signature(found).parameters.values()]
+    known = list(inspect.signature(found).parameters.values())
+    parameters = [f"    {parameter},".replace("'", "") for parameter in known]
+    named = sum(parameter.kind is not inspect.Parameter.KEYWORD_ONLY for parameter in known)
+    if named < len(known):
+        parameters.insert(named, "    *,")
     returned = inspect.signature(found).return_annotation
     end = "" if inspect.isclass(found) else f" -> {returned}"
     return "\n".join([f"{name}(", *parameters, f"){end}"])

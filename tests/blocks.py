@@ -133,9 +133,12 @@ class Player:
             assert code == wanted, f"{line}\nexit code {code}, not {wanted}:\n{self.printed}"
 
     def _command(self, line: str) -> int:
-        if line.startswith("ccompile ") and not _SHELL.search(line):
-            ended = self.run(*shlex.split(line, comments=True)[1:])
-            self.printed += ended.out + ended.err
+        plain, _, file = line.partition(" > ")
+        if line.startswith("ccompile ") and not _SHELL.search(plain + file):  # here, which saves a start of Python
+            ended = self.run(*shlex.split(plain, comments=True)[1:])
+            if file:
+                (self.folder / file).write_text(ended.out, encoding="utf-8")
+            self.printed += ended.err if file else ended.out + ended.err
             return ended.code
         shell = environment(CCOMPILE=str(ROOT), PATH=f"{program(self.folder)}{os.pathsep}{os.environ['PATH']}")
         done = subprocess.run(
