@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +207,37 @@ def python_page() -> str:
     for name in ccompile.__all__:
         found = getattr(ccompile, name)
         if callable(found):
-            said = inspect.getdoc(found) or ""
-            parts.append(f"## {name}\n\n```text\n{name}{inspect.signature(found)}\n```\n\n{said}")
-    return "\n\n".join(parts) + "\n"
+            parts.append(f"## {name}\n\n```text\n{_signature(name, found)}\n```\n\n{inspect.getdoc(found)}")
+        if inspect.isclass(found):
+            rows = [f"| `{key}` | {inspect.getdoc(getattr(found, key))} |" for key in _properties(found)]
+            parts.append("\n".join(["| property | what it is |", "|---|---|", *rows]))
+    return "\n\n".join([*parts, f"## In pytest\n\n```text\n{_fixtures()}\n```"]) + "\n"
+
+
+def _signature(name: str, found: Callable[..., object]) -> str:
+    """Return a signature, a parameter a line."""
+    known = list(inspect.signature(found).parameters.values())
+    parameters = [f"    {parameter},".replace("'", "") for parameter in known]
+    named = sum(parameter.kind is not inspect.Parameter.KEYWORD_ONLY for parameter in known)
+    if named < len(known):
+        parameters.insert(named, "    *,")
+    returned = inspect.signature(found).return_annotation
+    end = "" if inspect.isclass(found) else f" -> {returned}"
+    return "\n".join([f"{name}(", *parameters, f"){end}"])
+
+
+def _properties(kind: type) -> list[str]:
+    """Return the public properties of a class that say what they are."""
+    return [
+        key for key, value in vars(kind).items() if isinstance(value, (property, cached_property)) and key[0] != "_"
+    ]
+
+
+def _fixtures() -> str:
+    """Return what the fixtures say of themselves, from their source: a site is built without pytest."""
+    tree = ast.parse((Path(ccompile.__file__).parent / "pytest_plugin.py").read_text(encoding="utf-8"))
+    found = [part for part in tree.body if isinstance(part, ast.FunctionDef) and part.decorator_list]
+    return "\n\n".join(f"{part.name}\n{textwrap.indent(ast.get_docstring(part) or '', '    ')}" for part in found)
 
 
 _PASSES_HEAD = """\

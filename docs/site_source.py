@@ -4,6 +4,7 @@ A page takes a section from where it stands with a line of its own:
 
     <!-- include README.md: Exit codes -->      what is under that heading, without the heading
     <!-- include CONTRIBUTING.md -->            all of the file but its first heading
+    <!-- file specs/deep-compression.yaml -->   the file as a block of code, its name above it
 
 Links in what is included are relative to its own folder, and lead to the pages of the site.
 """
@@ -21,12 +22,16 @@ import site_reference
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 _INCLUDE = re.compile(r"^<!-- include (?P<path>[\w./-]+)(?:: (?P<heading>.+?))? -->$", re.MULTILINE)
+_FILE = re.compile(r"^<!-- file (?P<path>[\w./-]+) -->$", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?P<to>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\))")
+_LANGUAGES = {".yaml": "yaml", ".yml": "yaml", ".cmake": "cmake", ".txt": "cmake", ".mk": "make", "": "make"}
 _HOMES = {  # which page shows a file of the repository
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "bench/README.md": "benchmarks.md",
     "docs/decisions.md": "decisions.md",
+    "integrations": "reference/integrations.md",
+    "integrations/README.md": "reference/integrations.md",
     "passes/README.md": "reference/passes/index.md",
 }
 
@@ -44,6 +49,7 @@ def generated() -> dict[str, str]:
         "contributing.md": "# Contributing\n\n<!-- include CONTRIBUTING.md -->\n",
         "changelog.md": "# Changelog\n\n<!-- include CHANGELOG.md -->\n",
         "benchmarks.md": "# Benchmarks\n\n<!-- include bench/README.md -->\n",
+        "reference/integrations.md": integrations_page(),
     }
     for readme in sorted((ROOT / "examples").glob("*/README.md")):
         path = readme.relative_to(ROOT).as_posix()
@@ -60,7 +66,30 @@ def expanded(text: str, uri: str) -> str:
         path = match["path"]
         return _relinked(section(ROOT / path, match["heading"]), path, uri)
 
-    return _INCLUDE.sub(included, text)
+    return _FILE.sub(_shown, _INCLUDE.sub(included, text))
+
+
+def _shown(match: re.Match[str]) -> str:
+    text = (ROOT / match["path"]).read_text(encoding="utf-8").rstrip("\n")
+    return f'```{_LANGUAGES[Path(match["path"]).suffix]} title="{match["path"]}"\n{text}\n```'
+
+
+def integrations_page() -> str:
+    """Return what integrations/ is for, and its files, each under an anchor of its own."""
+    shown = [f'<a id="{_slug(path)}"></a>\n\n<!-- file {path} -->' for path in integration_files()]
+    head = "# Integrations\n\n<!-- include integrations/README.md -->\n\n## The files\n\n"
+    return head + "\n\n".join(shown) + "\n"
+
+
+def integration_files() -> list[str]:
+    """Return the files of integrations/ and the hooks of pre-commit, sorted."""
+    found = [path for path in (ROOT / "integrations").rglob("*") if path.is_file() and path.suffix in _LANGUAGES]
+    paths = [path.relative_to(ROOT).as_posix() for path in found if "build" not in path.parts]
+    return [*sorted(paths), ".pre-commit-hooks.yaml"]
+
+
+def _slug(path: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", path.lower()).strip("-")
 
 
 def section(path: Path, heading: str | None) -> str:
@@ -111,6 +140,8 @@ def home(path: str, anchor: str, uri: str) -> str:
         page = _HOMES[path]
     elif match := re.fullmatch(r"examples/([^/]+)(/README.md)?", path):
         page = f"examples/{match[1]}.md"
+    elif found := [file for file in integration_files() if file == path or file.startswith(f"{path}/")]:
+        page, anchor = "reference/integrations.md", f"#{_slug(found[0])}"
     elif match := re.fullmatch(r"specs/([^/]+)\.yaml", path):
         page, anchor = "reference/recipes.md", f"#{match[1]}"
     else:

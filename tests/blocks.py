@@ -1,13 +1,14 @@
 """Code blocks of Markdown pages: which there are, and how each is run in a folder.
 
     ```sh       run; each `ccompile ...` must end with exit code 0, or with the one in `# exits N` behind it
-    ```text     right behind a sh block: lines that it printed, in this order; numbers may differ by a few percent
+    ```text     right behind a sh block: lines that it printed, in this order; numbers may differ a little, `...` is any
     ```yaml     a spec, its steps, any part of one, or a target; `# NAME.yaml` in its first line writes that file
     ```python   run, in one namespace per page; `# NAME.py` in its first line writes that file
     ```make     `# Makefile` in its first line writes that file
 
-A YAML file whose first line says `(wrong on purpose)` must be refused. A block whose first line is
-`# Not run here: REASON` is only parsed, and the reason is what a reader sees.
+A block with `title="PATH"` is that file of the tree, which other tests run. A YAML file whose first line says
+`(wrong on purpose)` must be refused. A block whose first line is `# Not run here: REASON` is only parsed: readers see
+the reason, too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ccompile import spec
 from ccompile.errors import CcompileError
 
 RUN = ("sh", "yaml", "python", "make", "cmake")
-_FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^( *)```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"# Not run here: (\S.{5,})")
 _WRONG = "(wrong on purpose)"
 _FILE = re.compile(r"# ([\w.-]+\.(?:yaml|py)|Makefile)\b")
@@ -45,12 +46,13 @@ _NOISE = 1e-4  # differences of floats mean nothing below this, beyond being sma
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, and where it ends in the page."""
+    """A fenced block: its language, its text, where it stands in the page, and the file of the tree that it shows."""
 
     language: str
     text: str
     start: int
     end: int
+    shows: str = ""
 
     @property
     def first(self) -> str:
@@ -67,7 +69,7 @@ class Block:
 def blocks(page: str) -> list[Block]:
     """Return the fenced blocks of a page, without the indent that they stand at."""
     return [
-        Block(match[2], re.sub(rf"^{match[1]}", "", match[3], flags=re.MULTILINE), match.start(), match.end())
+        Block(match[2], re.sub(rf"^{match[1]}", "", match[4], flags=re.M), match.start(), match.end(), match[3] or "")
         for match in _FENCE.finditer(page)
     ]
 
@@ -97,6 +99,9 @@ class Player:
 
     def block(self, block: Block) -> None:
         """Run one block, or only parse it."""
+        if block.shows:
+            assert (ROOT / block.shows).read_text(encoding="utf-8").rstrip() == block.text.rstrip()
+            return
         if (named := _FILE.match(block.first)) and not block.reason:
             (self.folder / named[1]).write_text(block.text, encoding="utf-8")
         match block.language:
@@ -128,9 +133,12 @@ class Player:
             assert code == wanted, f"{line}\nexit code {code}, not {wanted}:\n{self.printed}"
 
     def _command(self, line: str) -> int:
-        if line.startswith("ccompile ") and not _SHELL.search(line):
-            ended = self.run(*shlex.split(line, comments=True)[1:])
-            self.printed += ended.out + ended.err
+        plain, _, file = line.partition(" > ")
+        if line.startswith("ccompile ") and not _SHELL.search(plain + file):  # here, which saves a start of Python
+            ended = self.run(*shlex.split(plain, comments=True)[1:])
+            if file:
+                (self.folder / file).write_text(ended.out, encoding="utf-8")
+            self.printed += ended.err if file else ended.out + ended.err
             return ended.code
         shell = environment(CCOMPILE=str(ROOT), PATH=f"{program(self.folder)}{os.pathsep}{os.environ['PATH']}")
         done = subprocess.run(
@@ -188,11 +196,13 @@ def assert_printed(shown: str, printed: str) -> None:
 
 
 def same(shown: Sequence[str], printed: Sequence[str]) -> bool:
-    """Return whether words are equal, numbers in them within a few percent.
+    """Return whether words are equal, numbers in them within a few percent; `...` at the end stands for any.
 
     >>> same(["1.1e-07", "431.7", "kB"], ["2.0e-07", "433.0", "kB"]), same(["kept"], ["failed"])
     (True, False)
     """
+    if shown[-1:] == ["..."]:
+        shown, printed = shown[:-1], printed[: len(shown) - 1]
     if len(shown) != len(printed):
         return False
     return all(_same_word(a, b) for a, b in zip(shown, printed, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import re
@@ -9,7 +10,9 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 
+import blocks
 import jsonschema
 import pytest
 import site_options
@@ -152,6 +155,12 @@ def test_examples_are_what_the_schema_takes(name: str) -> None:
 def test_a_key_without_an_example_is_an_error() -> None:
     with pytest.raises(LookupError, match="no example fits `odd`"):
         site_options.example("odd", {"type": "unheard of"}, {})
+
+
+@pytest.mark.parametrize("module", [site_options, site_source, blocks], ids=lambda module: str(module.__name__))
+def test_examples_in_docstrings_hold(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert (found.failed, found.attempted > 0) == (0, True)
 
 
 def test_sections_end_where_the_next_begins(tmp_path: Path) -> None:

@@ -73,9 +73,18 @@ def test_a_file_is_written_and_can_be_run(tmp_path: Path, run: Run) -> None:
     assert player(tmp_path, run).play(page) == {"python": 1, "sh": 1, "text": 1}
 
 
+def test_a_block_that_shows_a_file_must_be_it(tmp_path: Path, run: Run) -> None:
+    text = (ROOT / ".gitignore").read_text()
+    assert player(tmp_path, run).play(f'```make title=".gitignore"\n{text}```\n') == {"make": 1}
+    with pytest.raises(AssertionError):
+        Player(tmp_path, run).play('```make title=".gitignore"\nother\n```\n')
+
+
 def test_shown_lines_may_leave_others_out_but_not_change_places() -> None:
     assert_printed("a 1.00\n...\nc", "a 1.01\nb\nc\n")
     for shown in ("c\na 1.00", "a 1.5", "a 1.00 c"):
         with pytest.raises(AssertionError):
             assert_printed(shown, "a 1.01\nb\nc\n")
     assert not same(["12"], ["kept"])
+    assert same(["a", "..."], ["a", "b", "c"])
+    assert not same(["a", "..."], ["b", "c"])
