@@ -27,8 +27,9 @@ def test_limit(ccompile_check):
 
 
 @pytest.fixture
-def built(pytester: pytest.Pytester, run: Run) -> pytest.Pytester:
-    """A folder with a compiled model and its evidence."""
+def built(pytester: pytest.Pytester, run: Run, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A folder with a compiled model and its evidence; plugins are those that a run names."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     graph.save(builders.mlp(0), pytester.path / "model.onnx")
     graph.save(builders.mlp(1), pytester.path / "other.onnx")
     (pytester.path / "spec.yaml").write_text("version: 1\npasses: [tidy-graph]\n")
@@ -39,7 +40,7 @@ def built(pytester: pytest.Pytester, run: Run) -> pytest.Pytester:
 
 def ended(built: pytest.Pytester, text: str) -> pytest.RunResult:
     built.makepyfile(text)
-    return built.runpytest_inprocess("-p", "ccompile.pytest_plugin", "-p", "no:xdist", "-p", "no:timeout")
+    return built.runpytest_inprocess("-p", "ccompile.pytest_plugin")
 
 
 def test_fixtures_pass_where_nothing_moved(built: pytest.Pytester) -> None:
