@@ -40,7 +40,7 @@ def built(pytester: pytest.Pytester, run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 def ended(built: pytest.Pytester, text: str) -> pytest.RunResult:
     built.makepyfile(text)
-    return built.runpytest_inprocess("-p", "ccompile.pytest_plugin")
+    return built.runpytest_subprocess("-p", "ccompile.pytest_plugin")
 
 
 def test_fixtures_pass_where_nothing_moved(built: pytest.Pytester) -> None:
