@@ -7,20 +7,23 @@ Cast                          the type is that at hand
 Transpose                     the permutation is the identity, or undoes that of the Transpose before
 Reshape, Flatten, Expand      the shape is that at hand
 Slice, Pad                    nothing is cut off, nothing is added
-Concat, Sum, Max, Min, Mean   there is one operand; Concat: all parts of a Split are joined again
+Concat, Sum, Max, Min, Mean   there is one operand; Concat: or all parts of a Split are joined again
 Split                         there is one part
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from ccompile import graph, tidying
-from ccompile.core import Site, Skip, View
+from ccompile.analysis.shapes import Dim
+from ccompile.core import Array, Site, Skip, View
 from ccompile.tidying import types_of
+
+Numbers = Array | list[int]
 
 
 def _noop_always(node: ir.Node, view: View) -> bool:
@@ -67,8 +70,12 @@ def _noop_reshape(node: ir.Node, view: View) -> bool:
 
 def _noop_slice(node: ir.Node, view: View) -> bool:
     dims = types_of(view, node.inputs[0]).shape
-    if dims is None or len(node.inputs) < 3:
+    if dims is None:
         return False
+    if len(node.inputs) < 3:  # before opset 10
+        first, last = (graph.attribute(node, name, []) for name in ("starts", "ends"))
+        along = graph.attribute(node, "axes", list(range(len(first))))
+        return bool(first) and _is_whole(dims, first, last, along, [1] * len(along))
     starts, ends = (graph.constant(node.inputs[i]) for i in (1, 2))
     given = [graph.constant(node.inputs[i]) if len(node.inputs) > i and node.inputs[i] else None for i in (3, 4)]
     if starts is None or ends is None or (len(node.inputs) > 3 and node.inputs[3] and given[0] is None):
@@ -77,6 +84,10 @@ def _noop_slice(node: ir.Node, view: View) -> bool:
         return False
     axes = given[0] if given[0] is not None else np.arange(len(starts))
     steps = given[1] if given[1] is not None else np.ones(len(starts), np.int64)
+    return _is_whole(dims, starts, ends, axes, steps)
+
+
+def _is_whole(dims: Sequence[Dim], starts: Numbers, ends: Numbers, axes: Numbers, steps: Numbers) -> bool:
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         size = dims[int(axis)]
         whole = end >= (size if isinstance(size, int) else np.iinfo(np.int32).max)
@@ -126,7 +137,7 @@ def bypassed(view: View, skipped: dict[str, Skip]) -> list[Site]:
         if node.domain not in ("", "ai.onnx") or not node.inputs or node.inputs[0] is None or not node.outputs:
             continue
         shapes_of = {value: types_of(view, value).shape for value in node.inputs if value is not None}
-        source = _inverse_transposes(node) or tidying.neutral(node, shapes_of)
+        source = _inverse_transposes(node) or _joined_parts(node, view) or tidying.neutral(node, shapes_of)
         removable = source is not None
         source = source or node.inputs[0]
         if not removable and not (node.op_type in _NOOP and _NOOP[node.op_type](node, view)):
@@ -151,3 +162,17 @@ def _inverse_transposes(node: ir.Node) -> ir.Value | None:
     if inner is None or outer is None or [inner[axis] for axis in outer] != list(range(len(inner))):
         return None
     return first.inputs[0]
+
+
+def _joined_parts(node: ir.Node, view: View) -> ir.Value | None:
+    """Return the input of a Split all of whose parts a Concat joins again, in order and along the same axis."""
+    split = node.inputs[0].producer() if node.op_type == "Concat" and node.inputs[0] is not None else None
+    if split is None or split.op_type != "Split" or split.domain not in ("", "ai.onnx"):
+        return None
+    if list(node.inputs) != list(split.outputs):
+        return None
+    known = types_of(view, split.inputs[0]).shape
+    axes = graph.attribute(split, "axis", 0), graph.attribute(node, "axis", 1)
+    if axes[0] != axes[1] and (known is None or (axes[0] - axes[1]) % len(known)):
+        return None
+    return split.inputs[0]

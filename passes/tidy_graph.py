@@ -1,13 +1,14 @@
-"""Remove what computes nothing: constants folded, no-ops and dead nodes gone, equal initializers shared.
+"""Remove what computes nothing: constants folded, no-ops, repeats and dead nodes gone, equal initializers shared.
 
 A node whose output equals one of its inputs is bypassed; a node that depends on constants only becomes an initializer,
 unless that would store more bytes than it frees (a ConstantOfShape, a codebook, a half-precision weight) or undo a
 quantisation; initializers with equal bytes become one.
 
 Fires:  Identity, Dropout, Cast, Transpose, Reshape, Flatten, Expand, Slice, Pad, Concat, Sum, Max, Min, Mean, Split
-        that change nothing; x * 1, x + 0 and the like; Transposes and Reshapes in a row; Shape of a static shape; all
-        deterministic constant nodes.
-Error:  none; constants are computed by the runtime itself.
+        that change nothing; x * 1, x + 0 and the like; Transposes and Reshapes in a row; a Split joined again; a Pad
+        before Conv, AveragePool, MaxPool that can do it; MatMul and Add of matrices (Gemm); nodes that compute what
+        another does; Shape of a static shape; all deterministic constant nodes.
+Error:  none, but a Gemm's float reordering; constants are computed by the runtime itself.
 Cost:   never more nodes, never more stored bytes (but for constants of up to `growth` bytes each).
 Source: compiler folklore; semantics by op from the ONNX operator specification.
 """
@@ -20,7 +21,7 @@ import onnx
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import folding, graph, noops, tidying
+from ccompile import absorbing, folding, graph, noops, repeats, tidying
 from ccompile.analysis.shapes import ValueType
 from ccompile.core import Kind, PassResult, Rewrite, Site, Skip, View
 
@@ -49,6 +50,8 @@ class TidyGraph(Rewrite):
             applied += folding.lifted(view)
             applied += noops.bypassed(view, skipped)
             applied += tidying.joined(view, skipped)
+            applied += absorbing.absorbed(view, skipped)
+            applied += repeats.merged(view, skipped)
             if self.fold_constants:
                 applied += folding.folded(view, self.growth, skipped)
             if self.share_initializers:
