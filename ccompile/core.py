@@ -176,6 +176,10 @@ class Statistics(Protocol):
         """Return how the named values of one graph are distributed, with their means along an axis each, if any."""
         ...
 
+    def maps(self, model: ir.Model, values: Sequence[str], elements: int) -> Mapping[str, Array]:
+        """Return maps [m, ...] drawn from the named values [n, c, ...] of one graph, of about so many elements each."""
+        ...
+
     def held_out(self, model: ir.Model, base: ir.Model) -> Comparison:
         """Return the outputs of a graph against those of another, on the batches that no other statistic has seen."""
         ...

@@ -128,6 +128,27 @@ class Calibration:
                     found[name].add(np.asarray(values[name] if name in values else feeds[name]))
         return found
 
+    def maps(self, model: ir.Model, values: Sequence[str], elements: int) -> Mapping[str, Array]:
+        """Return a seeded draw of the maps [m, ...] of values [n, c, ...] on the batches that `held_out` does not use.
+
+        elements: how many each value's maps have in all, at most, but one map per batch.
+        """
+        found: dict[str, list[Array]] = {name: [] for name in values}
+        session = runtime.Session(model, self.settings, values)
+        for index, feeds in enumerate(self.batches()):
+            if self._is_probe(index):
+                continue
+            self.tell(f"maps, batch {index + 1}/{self.count}")
+            made = session.run(feeds, [name for name in values if name not in feeds])
+            for name in values:
+                whole = np.asarray(made[name] if name in made else feeds[name])
+                whole = whole.reshape(-1, *whole.shape[2:])
+                quota = max(1, elements * len(whole) // max(whole.size * self.count, 1))
+                rng = np.random.default_rng([self.seed, index, *name.encode()])
+                picks = np.sort(rng.choice(len(whole), min(quota, len(whole)), replace=False))
+                found[name].append(whole[picks])
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
     def held_out(self, model: ir.Model, base: ir.Model) -> Comparison:
         """Return the outputs of a graph against those of `base` on the batches that `moments` has not seen."""
         if self._base is None or self._base[0] is not base:

@@ -12,12 +12,25 @@ import numpy as np
 import onnx_ir as ir
 
 from ccompile import graph
-from ccompile.analysis.shapes import Dim
+from ccompile.analysis.shapes import UNKNOWN, Dim, ValueType, shapes
 from ccompile.core import Site, Skip, View
 
 _NEUTRAL = {"Mul": 1, "Div": 1, "Pow": 1, "Add": 0, "Sub": 0}
 _EITHER = ("Mul", "Add")  # the constant may stand first
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+def types_of(view: View, value: ir.Value | None) -> ValueType:
+    """Return what is known of a value."""
+    return UNKNOWN if value is None else view.ask(shapes).get(str(value.name), UNKNOWN)
+
+
+def reader(value: ir.Value) -> str:
+    """Return the name of a value that `value` leads to and that the rewrite keeps, for the search for a culprit."""
+    for use in value.uses():
+        if use.node.outputs and use.node.graph is value.graph:
+            return str(use.node.outputs[0].name)
+    return str(value.name) if value.is_graph_output() else ""
 
 
 def neutral(node: ir.Node, dims: dict[ir.Value, tuple[Dim, ...] | None]) -> ir.Value | None:

@@ -1,11 +1,14 @@
-"""Run convolutions of one dimension as the runtime runs those of two, or as a product.
+"""Run convolutions of one dimension as the runtime runs those of two, and of one or none as products.
 
 1 x k:     y = Conv1D(x)  becomes  y = Conv(x as [n, c, 1, l]) with W[o, c, 1, k]: the same products, in the runtime's
            fast layout; an image of width 1 is turned likewise. Activations behind go along, and neighbours stay turned.
 Toeplitz:  one channel, y[p] = sum_t w[t] x[p + t]: in blocks of B, Y[j, :] = [X[j, :], X[j + 1, :]] T with
            T[i, p] = w[i - p], or in one product with T[L, P] where that is smaller.
+Gemm:      maps of one position, as squeeze-and-excitation has them: y[n, o] = W[o, i] x[n, i] + b[o]. Activations
+           behind go along, and neighbours stay matrices.
 
-Fires:  Conv of rank 3; Conv k x 1 on width 1; one input and output channel, k >= 16, stride 1 and a static length.
+Fires:  Conv of rank 3; Conv k x 1 on width 1; one input and output channel, k >= 16, stride 1 and a static length;
+        Conv of one tap without groups or pads on maps of one position.
 Error:  float reordering.
 Cost:   1 x k: none but two reshapes. Toeplitz: k -> 2 B >= 2 (k - 1) multiply-adds per element, in large products.
 Source: Gray 2006, Toeplitz and Circulant Matrices: A Review, doi:10.1561/0100000006.
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import graph
+from ccompile import graph, products, turning
 from ccompile.analysis import kernels
 from ccompile.analysis.shapes import UNKNOWN, shapes
 from ccompile.core import Array, PassResult, Skip, View
@@ -29,11 +32,6 @@ from ccompile.lowering import Formulation, Lowering
 if TYPE_CHECKING:
     from ccompile.numerics.composition import Kernel
 
-# Ops on one value that do the same whatever its rank; BatchNormalization's channels are axis 1 in any.
-_ELEMENTWISE = frozenset(
-    "Abs BatchNormalization Celu Clip Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Log Mish Neg Relu Selu Sigmoid "
-    "Softplus Softsign Sqrt Swish Tanh ThresholdedRelu".split()
-)
 _ROW = [0, 0, 1, -1]
 _LEAST = 16  # taps: below, a product has no advantage
 _BLOCK = 16  # blocks are multiples of this
@@ -55,6 +53,8 @@ class LowerConv1d(Lowering):
             return ()
         shape = graph.static_shape(node.inputs[1])
         known = view.ask(shapes).get(str(node.inputs[0].name), UNKNOWN).shape if node.inputs[0] is not None else None
+        if products.is_point(shape, known):
+            return products.of_point(node, known, _opset(view))
         column = shape is not None and len(shape) == 4 and shape[3] == 1 < shape[2]
         if shape is not None and not (len(shape) == 3 or column):
             return ()
@@ -69,7 +69,7 @@ class LowerConv1d(Lowering):
             return Skip(str(node.name), "it pads an image of width 1 at its sides")
         if reason := graph.weight_refusal(node.inputs[1]):
             return Skip(str(node.name), reason)
-        names = tuple(str(other.name) for other in _followers(node))
+        names = tuple(str(other.name) for other in turning.followers(node))
         found = [Formulation("1 x k", 0.0, partial(_as_row, kernel), names)]
         length = known[2] if known is not None else None
         if _is_single(kernel) and isinstance(length, int) and _opset(view) >= 13:
@@ -89,44 +89,22 @@ def _is_single(kernel: Kernel) -> bool:
 # ---------------------------------------------------------------------------------------------- 1 x k
 
 
-def _followers(node: ir.Node) -> list[ir.Node]:
-    """Return the elementwise ops that alone read the node's output, one behind the other."""
-    found: list[ir.Node] = []
-    while (reader := graph.only_use((found or [node])[-1].outputs[0])) is not None:
-        moving = [value for value in reader.inputs if value is not None and not graph.is_constant(value)]
-        if reader.op_type not in _ELEMENTWISE or reader.domain not in ("", "ai.onnx") or len(moving) != 1:
-            return found
-        if moving[0] is not reader.inputs[0] or len(reader.outputs) != 1:
-            return found
-        found.append(reader)
-    return found
-
-
 def _as_row(kernel: Kernel, main: ir.Graph, node: ir.Node) -> Sequence[ir.Node]:
     """Let the node read [n, c, 1, l], and turn what comes out back behind the ops that follow."""
-    source, chain = node.inputs[0], [node, *_followers(node)]
+    source, chain = node.inputs[0], [node, *turning.followers(node)]
     assert source is not None
     column = len(kernel.taps) == 2
     turned = _turned(source)
     made = []
     if turned is None:
-        made.append(_reshape(main, source, _ROW, f"{node.name}_row", before=node))
+        made.append(turning.reshape(main, source, _ROW, f"{node.name}_row", before=node))
         turned = made[0].outputs[0]
     dtype = kernels.weight_dtype(node)
     node.replace_input_with(0, turned)
     graph.replace_constant(node, 1, kernel.W.reshape(*kernel.W.shape[:2], 1, kernel.taps[0]).astype(dtype))
     kernels.describe(node, _row(kernel))
     back = [0, 0, -1, 1] if column else [0, 0, -1]
-    last = chain[-1]
-    old, name = last.outputs[0], str(last.outputs[0].name)
-    leave = _reshape(main, old, back, f"{node.name}_back", after=last)
-    new = leave.outputs[0]
-    new.type, new.shape = old.type, old.shape
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    leave.replace_input_with(0, old)
-    old.name, new.name = graph.fresh_name(main, f"{name}_row"), name
-    for other in chain:
-        other.outputs[0].shape = None
+    leave = turning.turned_back(chain, back, str(node.name))
     return [*made, *chain, leave]
 
 
@@ -138,7 +116,7 @@ def _turned(value: ir.Value) -> ir.Value | None:
     wanted, before = graph.constant(node.inputs[1]), node.inputs[0].producer()
     if wanted is None or wanted.tolist() not in ([0, 0, -1], [0, 0, -1, 1]):
         return None
-    while before is not None and before.op_type in _ELEMENTWISE and before.inputs[0] is not None:
+    while before is not None and before.op_type in turning.ELEMENTWISE and before.inputs[0] is not None:
         before = before.inputs[0].producer()
     if before is None or before.op_type != "Conv" or before.domain not in ("", "ai.onnx"):
         return None
@@ -152,19 +130,6 @@ def _row(kernel: Kernel) -> Kernel:
     axes = ((one, values[0]) for one, values in ((1, kernel.strides), (1, kernel.dilations)))
     pads = ((0, values[0]) for values in (kernel.begins, kernel.ends))
     return type(kernel)(W, kernel.b, kernel.groups, *axes, *pads)
-
-
-def _reshape(
-    main: ir.Graph,
-    value: ir.Value,
-    shape: list[int],
-    base: str,
-    *,
-    before: ir.Node | None = None,
-    after: ir.Node | None = None,
-) -> ir.Node:
-    dims = graph.add_constant(main, f"{base}_shape", np.array(shape, np.int64))
-    return graph.add_node("Reshape", [value, dims], before=before, after=after, base=base)
 
 
 # ---------------------------------------------------------------------------------------------- Toeplitz

@@ -3,15 +3,17 @@
 mean over a window = depthwise Conv with W = 1 / taps, and back;  mean over all positions = GlobalAveragePool =
 ReduceMean over the spatial axes = AveragePool with the map as its window;  a pooling of one tap = the strides of the
 convolution before it;  max(f(x)) = f(max(x)) for f that never falls;  a 1 x 1 convolution to fewer channels may come
-before a mean of stride 1.
+before a mean of stride 1;  the maximum over a window = that along one axis of those along the other;  a mean whose
+weights are equal (detail-preserving pooling with lambda = 0) = the plain one.
 
 Fires:  AveragePool whose windows have one size (as Conv: float32); depthwise Conv with equal weights and no bias;
         ReduceMean over all spatial axes; MaxPool, AveragePool of one tap behind a Conv, also through activations;
-        MaxPool next to a non-decreasing activation that nothing else reads; AveragePool of stride 1 before a Conv 1x1.
+        MaxPool next to a non-decreasing activation that nothing else reads; AveragePool of stride 1 before a Conv 1x1;
+        MaxPool over two axes or more; a Div of AveragePools of w x and w, w = z^0 or a constant above it.
 Error:  float reordering.
 Cost:   never more elements or multiply-adds; which form is the fastest is the target's to say. A mean as a Conv,
-        or behind one, was slower as measured than estimated: tried where times are measured (as a Conv: or the target
-        has no AveragePool).
+        or behind one, was slower as measured than estimated, and a maximum axis by axis has no estimate: these are
+        tried where times are measured (as a Conv: or the target has no AveragePool).
 Source: Lee et al. 2018, arXiv:1805.00748 (order of pooling and activation); ONNX operator specification.
 """
 
@@ -23,7 +25,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import graph, merging
+from ccompile import graph, merging, pooling
 from ccompile.analysis import kernels
 from ccompile.analysis.shapes import UNKNOWN, Dim, shapes
 from ccompile.core import PassResult, Skip, View
@@ -66,8 +68,12 @@ class LowerPool(Lowering):
                 found.append(Formulation("pooling behind", 0.0, _pooling_behind, (str(pool.name),)))
         elif node.op_type == "ReduceMean":
             found = _of_mean(node, known)
+        elif node.op_type == "Div":
+            found = _of_equal_weights(node, view)
         if node.op_type == "MaxPool" and len(node.outputs) == 1:
             found = _of_max(node)
+            if self.select != "target" and sum(k > 1 for k in graph.attribute(node, "kernel_shape")) > 1:
+                found.append(Formulation("axis by axis", 0.0, pooling.axis_by_axis))
         if node.op_type in _WINDOWS:
             found += _of_one_tap(node, known)
         return [form for form in found if all(view.target.runs(op) for op in (form.label,) if op[0].isupper())]
@@ -131,6 +137,18 @@ def _of_mean(node: ir.Node, known: tuple[Dim, ...] | None) -> list[Formulation]:
         return []
     axes = sorted(int(axis) % len(known) for axis in given)
     return [Formulation("GlobalAveragePool", 0.0, _as_global)] if axes == list(range(2, len(known))) else []
+
+
+def _of_equal_weights(node: ir.Node, view: View) -> list[Formulation]:
+    """Return a detail-preserving pooling with lambda = 0, a weighted mean with equal weights, as a mean."""
+    found = pooling.equal_weights(node)
+    if found is None:
+        return []
+    x, inner = found
+    of_x, of_both = (view.ask(shapes).get(str(v.name), UNKNOWN).shape for v in (x, inner[0].outputs[0]))
+    if of_x is None or None in of_x or of_x != of_both:
+        return []
+    return [Formulation("AveragePool", 0.0, pooling.as_plain_mean, tuple(str(other.name) for other in inner))]
 
 
 # ---------------------------------------------------------------------------------------------- order

@@ -3,6 +3,9 @@
 strides   MaxPool(act(W x + b)) -> act(W' x + b'), one convolution with the pooling's strides; W' starts as the same
           with an AveragePool, which is exact, and is fitted to what the pooling gave
 average   MaxPool -> AveragePool with the same windows
+s3        MaxPool(k, stride s) -> AveragePool(s, stride s) of MaxPool(k, stride 1)
+detail-preserving
+          MaxPool -> the mean of x weighted by alpha + max(x - its window's mean, 0)^lambda, both fitted to the maxima
 head      Gemm(Flatten(x)) -> Gemm(GlobalAveragePool(x)); W'[o, c] starts as sum over h, w of W[o, c, h, w], which is
           exact where W is the same at all positions
 
@@ -10,10 +13,13 @@ Then every layer behind the first change is fitted, in topological order, to its
 inputs that it has now: W, b = argmin E|Y - W x - b|^2 + ridge |W - W0|^2.
 
 Fires:  MaxPool of one output; for `strides` without pads, behind a Conv or its activation that nothing else reads,
-        where that takes fewer multiply-adds; a Gemm, MatMul with a constant weight behind a Flatten, Reshape of maps.
+        where that takes fewer multiply-adds; for `s3` with a stride; for `detail-preserving` of windows side by side
+        that fill the map; a Gemm, MatMul with a constant weight behind a Flatten, Reshape of maps.
 Error:  measured: the step needs a tolerance.
 Cost:   strides 9 -> 16 / 4 multiply-adds for 3 x 3 and 2 x 2; head o c h w -> o c parameters and multiply-adds.
-Source: Springenberg et al. 2015, arXiv:1412.6806 (strides); Lin et al. 2014, arXiv:1312.4400 (head); He et al. 2017,
+        `s3` and `detail-preserving` compute more than the maximum: the latter about nine times as many elements.
+Source: Springenberg et al. 2015, arXiv:1412.6806 (strides); Zhai et al. 2017, arXiv:1611.05138 (s3); Saeedan et al.
+        2018, arXiv:1804.04076 (detail-preserving); Lin et al. 2014, arXiv:1312.4400 (head); He et al. 2017,
         arXiv:1707.06168 (fit).
 """
 
@@ -26,13 +32,14 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import fitting, graph
+from ccompile import fitting, graph, pooling
 from ccompile.analysis import kernels, linear
-from ccompile.analysis.shapes import UNKNOWN, shapes
+from ccompile.analysis.shapes import UNKNOWN, ValueType, shapes
 from ccompile.core import Kind, PassResult, Rewrite, Site, Skip, View
 from ccompile.numerics import composition
 
 _ACTIVATIONS = ("Relu", "Clip", "Elu", "Sigmoid", "Tanh", "HardSigmoid", "Softplus")  # they never fall
+_ELEMENTS = 1 << 16  # that alpha and lambda are fitted to
 
 
 class ReplacePool(Rewrite):
@@ -41,8 +48,10 @@ class ReplacePool(Rewrite):
     kind: ClassVar[Kind] = "lossy"
     needs_calibration: ClassVar[bool] = True
 
-    max_pool: Literal["strides", "average", "keep"] = Field(
-        "strides", description="what a MaxPool becomes: strides of the convolution before it, an AveragePool, or itself"
+    max_pool: Literal["strides", "average", "s3", "detail-preserving", "keep"] = Field(
+        "strides",
+        description="what a MaxPool becomes: strides of the convolution before it, an AveragePool, means of maxima at "
+        "all positions, a weighted mean, or itself",
     )
     head: bool = Field(True, description="pool over all positions before a dense layer that reads flattened maps")
     ridge: float | None = Field(
@@ -84,15 +93,20 @@ class ReplacePool(Rewrite):
             return excluded.reason
         if not wanted:
             return _pooled_head(node, view)
-        return _averaged(node) if self.max_pool == "average" else _strided(node, view, before)
+        if self.max_pool == "strides":
+            return _strided(node, view, before)
+        known = view.ask(shapes).get(str(node.inputs[0].name), UNKNOWN) if node.inputs[0] is not None else UNKNOWN
+        if self.max_pool == "detail-preserving":
+            return _detailed(node, known, view, before)
+        return pooling.softened(node, known) if self.max_pool == "s3" else pooling.averaged(node)
 
 
-def _averaged(node: ir.Node) -> Site:
-    new = graph.add_node("AveragePool", node.inputs[:1], before=node, base=f"{node.name}_average")
-    kept = ("kernel_shape", "strides", "pads", "auto_pad", "ceil_mode", "dilations")
-    new.attributes.update({name: node.attributes[name] for name in kept if name in node.attributes})
-    graph.replace_node(node, new)
-    return Site((str(node.name), str(new.name)), "the mean in place of the maximum")
+def _detailed(node: ir.Node, known: ValueType, view: View, before: ir.Model) -> Site | str:
+    opset = view.model.opset_imports.get("", view.model.opset_imports.get("ai.onnx", 1))
+    if reason := pooling.why_no_detail(node, known, opset):
+        return reason
+    value = str(node.inputs[0].name) if node.inputs[0] is not None else ""
+    return pooling.detailed(node, view.calibration().maps(before, [value], _ELEMENTS)[value])
 
 
 def _strided(node: ir.Node, view: View, before: ir.Model) -> Site | str:

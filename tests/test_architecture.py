@@ -52,6 +52,7 @@ LAYERS = [
         "ccompile.cropping",
         "ccompile.convolution",
         "ccompile.emitting",
+        "ccompile.turning",
     ],
     [
         "ccompile.qdq",
@@ -62,8 +63,13 @@ LAYERS = [
         "ccompile.lowering",
         "ccompile.merging",
         "ccompile.tidying",
+        "ccompile.noops",
+        "ccompile.folding",
+        "ccompile.absorbing",
+        "ccompile.repeats",
+        "ccompile.pooling",
     ],
-    ["ccompile.quantising", "ccompile.merging_products"],
+    ["ccompile.quantising", "ccompile.merging_products", "ccompile.products"],
     ["ccompile.split_prices", "ccompile.cutting"],
     ["ccompile.split_fits"],
     ["ccompile.layerwise"],
@@ -171,7 +177,8 @@ def test_a_pass_reaches_the_rest_only_through_its_view(name: str) -> None:
         "splitting split_fits split_prices noise_ranks stages cutting joint coding decoding forms storage hashed "
     )
     allowed += "qdq older_opsets equalising quantising opsets lowering "
-    allowed += "convolution emitting winograd_form fourier_forms merging tidying"
+    allowed += "convolution emitting winograd_form fourier_forms merging tidying "
+    allowed += "pooling products turning noops folding absorbing repeats"
     prefixes = tuple(f"ccompile.{name}" for name in allowed.split())
     assert not {other for other in ours if other != "ccompile" and not other.startswith(prefixes)}
 

@@ -79,3 +79,35 @@ def test_a_whole_net_keeps_its_contract() -> None:
     run = driver.run_step(STEP, net.model(net.node("GlobalAveragePool", x)))
     assert run.record.verdict == "kept", run.record.reason
     assert [node.op_type for node in run.model.graph].count("Reshape") == 2
+
+
+def squeezed(*, bias: bool = True, groups: int = 1, size: int = 1, act: str = "Relu") -> ir.Model:
+    """A squeeze-and-excitation block without what it scales."""
+    net = Net(2)
+    x = net.input("x", ["N", 8, size, size])
+    y = net.node(act, net.conv(x, "squeeze", (4, 8 // groups, 1, 1), groups=groups, bias=bias))
+    return net.model(net.node("Sigmoid", net.conv(y, "excite", (8, 4, 1, 1), bias=bias)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("act", ["Relu", "HardSwish", "Sigmoid"])
+def test_a_point_on_maps_of_one_position_as_a_product(bias: bool, act: str) -> None:
+    model = squeezed(bias=bias, act=act)
+    found = rewritten(STEP, model)
+    assert set(found) == {("squeeze", "Gemm"), ("excite", "Gemm")}
+    for twin in found.values():
+        assert worst(model, twin, feeds_of(model)) < 1e-6
+
+
+def test_a_batchnorm_goes_along_behind_a_product() -> None:
+    net = Net(2)
+    y = net.batchnorm(net.conv(net.input("x", ["N", 8, 1, 1]), "conv", (4, 8, 1, 1)), "bn", 4)
+    model = net.model(y)
+    twin = rewritten(STEP, model)["conv", "Gemm"]
+    assert [node.op_type for node in twin.graph] == ["Flatten", "Gemm", "BatchNormalization", "Reshape"]
+    assert worst(model, twin, feeds_of(model)) < 1e-6
+
+
+def test_a_point_with_groups_or_on_larger_maps_is_no_product() -> None:
+    assert set(rewritten(STEP, squeezed(groups=2))) == {("excite", "Gemm")}
+    assert not rewritten(STEP, squeezed(size=2))

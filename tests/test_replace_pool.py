@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 from builders import Net
 
-from ccompile import registry
+from ccompile import registry, runtime
 from ccompile.core import Array
+from ccompile.runtime import Settings
 
 
 def replaced(model: ir.Model, feeds: list[dict[str, Array]], **options: Any) -> driver.Bench:
@@ -97,3 +98,41 @@ def test_without_a_pooling_nothing_is_fitted() -> None:
     run = replaced(model, drawn(8, 3, 8, 8))
     assert not run.record.applied
     assert lost(run) == 0
+
+
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 3, 0), (2, 3, 0)], ids=str)
+@pytest.mark.parametrize("size", [7, 8, 9])
+def test_means_of_maxima_fill_the_map_that_they_replace(window: tuple[int, int, int], size: int) -> None:
+    net = Net(3)
+    model = net.model(net.pool(net.input("x", ["N", 3, size, size]), *window))
+    feeds = drawn(2, 3, size, size)
+    run = replaced(model, feeds, max_pool="s3")
+    k, s, p = window
+    x = np.pad(feeds[0]["x"], ((0, 0), (0, 0), (p, p), (p, p)), constant_values=-np.inf)
+    most = np.lib.stride_tricks.sliding_window_view(x, (k, k), (2, 3)).max((4, 5))
+    found = np.asarray(runtime.Session(run.model, Settings(1)).run(feeds[0])["maxpool0_out"])
+    wanted = [[most[..., i : i + s, j : j + s].mean((2, 3)) for j in range(0, most.shape[3], s)] for i in at(most, s)]
+    np.testing.assert_allclose(found.transpose(2, 3, 0, 1), wanted, rtol=1e-5)
+
+
+def at(maps: Array, step: int) -> range:
+    return range(0, maps.shape[2], step)
+
+
+def test_equal_elements_are_their_weighted_mean() -> None:
+    net = Net(3)
+    model = net.model(net.pool(net.input("x", ["N", 3, 6, 6]), 2, 2))
+    feeds = drawn(8, 3, 6, 6)
+    run = replaced(model, feeds, max_pool="detail-preserving")
+    assert [node.op_type for node in run.model.graph][-1] == "Div"
+    same = {"x": np.broadcast_to(np.float32(1.5), (1, 3, 6, 6))}
+    (found,) = runtime.Session(run.model, Settings(1)).run(same).values()
+    np.testing.assert_allclose(found, 1.5, rtol=1e-6)
+    assert lost(run) < 0.5 * lost(replaced(model, feeds, max_pool="average"))
+
+
+def test_large_means_stay_finite_in_a_weighted_mean() -> None:
+    net = Net(3)
+    model = net.model(net.pool(net.input("x", ["N", 3, 6, 6]), 2, 2))
+    feeds = [{"x": feed["x"] * np.float32(1e12)} for feed in drawn(8, 3, 6, 6)]
+    assert lost(replaced(model, feeds, max_pool="detail-preserving")) < 0.3

@@ -382,3 +382,8 @@ def test_a_race_divides_the_reference_by_the_candidate_and_swaps_turns(monkeypat
 def test_a_race_stops_at_its_number_of_rounds() -> None:
     model = builders.mlp(0)
     assert runtime.race(model, model, {"x": ones(1, 12)}, threads=1, budget=60, rounds=7).rounds == 7
+
+
+def test_a_session_that_is_asked_for_nothing_gives_nothing() -> None:
+    session = runtime.Session(builders.mlp(0), ONE)
+    assert session.run({"x": ones(1, 12)}, []) == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import driver
 import numpy as np
 import onnx_ir as ir
@@ -70,3 +72,92 @@ def test_what_folding_makes_and_uses_up_is_not_growth() -> None:
     model = net.model(net.node("Add", net.input("x", ["N", 2]), total))
     run = driver.run_step(registry.find("tidy-graph").model_validate({"growth": 256}), model)
     assert [node.op_type for node in run.model.graph] == ["Add"]
+
+
+def padded(
+    op: str, around: list[int], fill: float = 0.0, *, opset: int = 18, act: str = "", **windows: Any
+) -> ir.Model:
+    """A Pad of two spatial axes [h, w, h, w] before a node with a window of 3 x 2."""
+    net = Net(0)
+    x = net.input("x", [2, 4, 7, 6])
+    x = net.node(act, x) if act else x
+    whole = [0, 0, *around[:2], 0, 0, *around[2:]]
+    if opset < 11:
+        y = net.node("Pad", x, pads=whole, value=fill, name="pad")
+    else:
+        y = net.node("Pad", x, net.constant(np.array(whole)), net.constant(np.array(fill, np.float32)), name="pad")
+    if op == "Conv":
+        return net.model(net.node(op, y, net.weight("w", (3, 4, 3, 2)), **windows), opsets={"": opset})
+    return net.model(net.node(op, y, kernel_shape=[3, 2], **windows), opsets={"": opset})
+
+
+def ops_after(model: ir.Model) -> list[str]:
+    run = driver.run_step(registry.find("tidy-graph").model_validate({}), model)  # which compares outputs
+    assert run.record.verdict == "kept", run.record.reason
+    return [node.op_type for node in run.model.graph]
+
+
+@pytest.mark.parametrize("opset", [10, 18])
+@pytest.mark.parametrize("strides", [[1, 1], [2, 3]])
+@pytest.mark.parametrize("pads", [[1, 0, 2, 1], [0, 1, 0, 0], [2, 1, 2, 1]])
+@pytest.mark.parametrize("op", ["Conv", "AveragePool", "MaxPool"])
+def test_a_pad_is_done_by_the_window_behind(op: str, pads: list[int], strides: list[int], opset: int) -> None:
+    model = padded(op, pads, opset=opset, act="Relu", strides=strides)
+    assert ops_after(model) == ["Relu", op]
+
+
+@pytest.mark.parametrize("own", [[1, 0, 0, 0], [0, 1, 0, 0]])
+def test_pads_of_both_add_up_where_a_mean_counts_them(own: list[int]) -> None:
+    assert ops_after(padded("AveragePool", [1, 0, 1, 1], pads=own, count_include_pad=1)) == ["AveragePool"]
+
+
+def test_a_pad_by_less_than_anything_is_done_by_a_maximum() -> None:
+    assert ops_after(padded("MaxPool", [1, 1, 1, 1], -np.inf)) == ["MaxPool"]
+
+
+@pytest.mark.parametrize(
+    ("op", "fill", "act", "windows"),
+    [
+        ("MaxPool", 0.0, "", {}),
+        ("MaxPool", 0.0, "LeakyRelu", {}),
+        ("MaxPool", -1.0, "Relu", {}),
+        ("MaxPool", 0.0, "Relu", {"ceil_mode": 1, "strides": [2, 2]}),
+        ("MaxPool", 0.0, "Relu", {"dilations": [2, 2]}),
+        ("MaxPool", 0.0, "Relu", {"pads": [2, 0, 0, 0]}),
+        ("AveragePool", 0.0, "", {"ceil_mode": 1, "strides": [2, 2]}),
+        ("AveragePool", 0.5, "", {}),
+        ("Conv", 0.5, "", {}),
+        ("Conv", 0.0, "", {"auto_pad": "SAME_LOWER"}),
+    ],
+)
+def test_other_pads_stay(op: str, fill: float, act: str, windows: dict[str, Any]) -> None:
+    assert "Pad" in ops_after(padded(op, [1, 0, 0, 1], fill, act=act, **windows))
+
+
+@pytest.mark.parametrize(("end", "left"), [(6, ["Neg"]), (5, ["Slice", "Neg"])])
+def test_a_slice_by_attributes_of_everything_goes(end: int, left: list[str]) -> None:
+    net = Net(0)
+    y = net.node("Slice", net.input("x", [2, 6]), starts=[0], ends=[end], axes=[1])
+    assert ops_after(net.model(net.node("Neg", y), opsets={"": 9})) == left
+
+
+def test_a_repeat_with_several_outputs_goes() -> None:
+    net = Net(0)
+    x, parts = net.input("x", [2, 6]), []
+    for name in "ab":
+        first = net.node("Split", x, num_outputs=2, axis=1, name=name)
+        node = net.nodes[-1]
+        node.resize_outputs(2)
+        node.outputs[1].name = f"{name}_second"
+        parts.append((first, node.outputs[1]))
+    y = net.node("Add", net.node("Sub", parts[0][0], parts[1][1]), parts[1][0])
+    assert ops_after(net.model(y)) == ["Split", "Sub", "Add"]
+
+
+def test_constants_that_two_nodes_make_stay_apart() -> None:
+    net = Net(0)
+    x = net.input("x", ["N", 64])
+    for name in "ab":
+        shape, held = net.constant(np.array([64, 64], np.int64)), ir.tensor(np.array([0.5], np.float32))
+        x = net.node("MatMul", x, net.node("ConstantOfShape", shape, value=held, name=name))
+    assert ops_after(net.model(x)).count("ConstantOfShape") == 2

@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ccompile import graph
-
-Powers = dict[int, float]  # power of x -> its factor
-_RELATIVE = 1e-3  # how far constants may be from those of the definition: exporters round them
-_TIGHT = 1e-5
+from ccompile.analysis.expressions import TIGHT, Reader, near, scalar
 
 
 @dataclass(frozen=True)
@@ -36,140 +33,6 @@ class Activation:
     nodes: tuple[ir.Node, ...]
 
 
-@dataclass
-class _Reader:
-    """Reads expressions of x and remembers the nodes that it went through."""
-
-    x: ir.Value
-    seen: dict[ir.Node, None] = field(default_factory=dict)
-
-    def op(self, value: ir.Value | None) -> ir.Node | None:
-        """Return what makes a value, where that is a standard op behind x."""
-        node = value.producer() if value is not None and value is not self.x else None
-        if node is None or node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
-            return None
-        self.seen[node] = None
-        return node
-
-    def powers(self, value: ir.Value | None) -> Powers | None:
-        """Return the polynomial of x that a value is, or None."""
-        if value is None:
-            return None
-        if value is self.x:
-            return {1: 1.0}
-        if (number := scalar(value)) is not None:
-            return {0: number}
-        node = self.op(value)
-        if node is None:
-            return None
-        if node.op_type == "Pow":
-            base, power = self.powers(node.inputs[0]), scalar(node.inputs[1])
-            return _power(base, round(power)) if base and power in (2.0, 3.0) else None
-        if node.op_type == "Neg":
-            return _times(self.powers(node.inputs[0]), {0: -1.0})
-        if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.inputs) != 2:
-            return None
-        one, other = self.powers(node.inputs[0]), self.powers(node.inputs[1])
-        if node.op_type in ("Add", "Sub"):
-            return _plus(one, _times(other, {0: 1.0 if node.op_type == "Add" else -1.0}))
-        if node.op_type == "Div":
-            other = {0: 1 / other[0]} if other is not None and set(other) == {0} and other[0] else None
-        return _times(one, other)
-
-    def peeled(self, value: ir.Value | None) -> tuple[float, float, ir.Value] | None:
-        """Return (a, c, inner) with value = a inner + c, as much peeled off as can be."""
-        if value is None or value is self.x:
-            return None if value is None else (1.0, 0.0, value)
-        node = value.producer()
-        if node is None or node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.inputs) != 2:
-            return 1.0, 0.0, value
-        numbers = [scalar(operand) for operand in node.inputs]
-        if (numbers[0] is None) == (numbers[1] is None):
-            return 1.0, 0.0, value
-        at = 0 if numbers[0] is None else 1
-        number, below = numbers[1 - at], self.peeled(node.inputs[at])
-        if below is None or number is None or (node.op_type == "Div" and (at == 1 or not number)):
-            return 1.0, 0.0, value
-        self.op(value)
-        a, c, inner = below
-        if node.op_type in ("Mul", "Div"):
-            factor = number if node.op_type == "Mul" else 1 / number
-            return a * factor, c * factor, inner
-        if node.op_type == "Add":
-            return a, c + number, inner
-        return (a, c - number, inner) if at == 0 else (-a, number - c, inner)
-
-    def clipped(self, value: ir.Value | None) -> tuple[float, float, ir.Value] | None:
-        """Return (low, high, inner) where value is inner between bounds."""
-        low, high = -math.inf, math.inf
-        found = False
-        while value is not None and value is not self.x and (bounds := _bounds(value)) is not None:
-            self.op(value)
-            below, above, value = bounds
-            low, high, found = max(low, below) if high > below else high, min(high, above), True
-        return (low, high, value) if found and value is not None and low < high else None
-
-
-def scalar(value: ir.Value | None) -> float | None:
-    """Return a constant of one element as a number."""
-    array = graph.constant(value) if value is not None and graph.is_constant(value) else None
-    if array is None or array.size != 1 or array.ndim > 1 or array.dtype.kind not in "fi":
-        return None
-    return float(array.reshape(()))
-
-
-def _plus(one: Powers | None, other: Powers | None) -> Powers | None:
-    if one is None or other is None:
-        return None
-    return {power: one.get(power, 0.0) + other.get(power, 0.0) for power in {*one, *other}}
-
-
-def _times(one: Powers | None, other: Powers | None) -> Powers | None:
-    if one is None or other is None:
-        return None
-    found: Powers = {}
-    for p, a in one.items():
-        for q, b in other.items():
-            found[p + q] = found.get(p + q, 0.0) + a * b
-    return found
-
-
-def _power(base: Powers, power: int) -> Powers | None:
-    found: Powers | None = {0: 1.0}
-    for _ in range(power):
-        found = _times(found, base)
-    return found
-
-
-def _bounds(value: ir.Value) -> tuple[float, float, ir.Value] | None:
-    node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx") or not node.inputs or node.inputs[0] is None:
-        return None
-    if node.op_type == "Relu":
-        return 0.0, math.inf, node.inputs[0]
-    if node.op_type == "Clip":
-        given = [graph.attribute(node, "min"), graph.attribute(node, "max")]
-        for at, operand in enumerate(node.inputs[1:3]):
-            if operand is not None and (number := scalar(operand)) is None:
-                return None
-            given[at] = number if operand is not None else None
-        low, high = given
-        return -math.inf if low is None else low, math.inf if high is None else high, node.inputs[0]
-    if node.op_type not in ("Min", "Max") or len(node.inputs) != 2:
-        return None
-    for operand, other in (node.inputs, node.inputs[::-1]):
-        if other is not None and operand is not None and (number := scalar(operand)) is not None:
-            return (-math.inf, number, other) if node.op_type == "Min" else (number, math.inf, other)
-    return None
-
-
-def _near(found: float, wanted: float, share: float = _RELATIVE) -> bool:
-    return abs(found - wanted) <= share * max(abs(wanted), 1e-3)
-
-
-# ---------------------------------------------------------------------------------------------- recognition
-
-
 def recognise(node: ir.Node) -> Activation | None:
     """Return the activation whose last node this is, written out, or None."""
     if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
@@ -180,7 +43,7 @@ def recognise(node: ir.Node) -> Activation | None:
     return None
 
 
-def _activation(name: str, read: _Reader, last: ir.Node, **parameters: float) -> Activation:
+def _activation(name: str, read: Reader, last: ir.Node, **parameters: float) -> Activation:
     nodes = tuple(other for other in dict.fromkeys([last, *read.seen]))
     return Activation(name, read.x, parameters, nodes)
 
@@ -188,13 +51,13 @@ def _activation(name: str, read: _Reader, last: ir.Node, **parameters: float) ->
 def _hard_sigmoid(node: ir.Node) -> Activation | None:
     found = []
     for x in _sources(node):
-        read = _Reader(x)
+        read = Reader(x)
         if (line := _gate_clip(read, node.outputs[0], 1.0)) is not None:
             found.append(_activation("HardSigmoid", read, node, alpha=line[0], beta=line[1]))
     return max(found, key=lambda one: len(one.nodes), default=None)  # the farthest x
 
 
-def _gate_clip(read: _Reader, value: ir.Value, factor: float) -> tuple[float, float] | None:
+def _gate_clip(read: Reader, value: ir.Value, factor: float) -> tuple[float, float] | None:
     """Return alpha and beta where `factor` times a value is min(max(alpha x + beta, 0), 1)."""
     outer = read.peeled(value)
     inside = read.clipped(outer[2]) if outer is not None else None
@@ -205,7 +68,7 @@ def _gate_clip(read: _Reader, value: ir.Value, factor: float) -> tuple[float, fl
     if line is None or 1 not in line or set(line) - {0, 1} or a <= 0:
         return None
     ends = a * inside[0] + c, a * inside[1] + c
-    if not (_near(ends[0], 0.0, _TIGHT) and _near(ends[1], 1.0, _TIGHT)):
+    if not (near(ends[0], 0.0, TIGHT) and near(ends[1], 1.0, TIGHT)):
         return None
     return a * line[1], a * line.get(0, 0.0) + c
 
@@ -250,7 +113,7 @@ def _gated(node: ir.Node) -> Activation | None:
         return None
     for x, gate in (factors, factors[::-1]):
         for rule in (_gelu, _mish, _hard_swish):
-            read = _Reader(x, dict.fromkeys(inner))
+            read = Reader(x, dict.fromkeys(inner))
             if (found := rule(read, gate, factor)) is not None:
                 return _activation(found[0], read, node, **found[1])
     return None
@@ -259,22 +122,22 @@ def _gated(node: ir.Node) -> Activation | None:
 Found = tuple[str, dict[str, float]]
 
 
-def _gelu(read: _Reader, gate: ir.Value, factor: float) -> Found | None:
+def _gelu(read: Reader, gate: ir.Value, factor: float) -> Found | None:
     outer = read.peeled(gate)
-    if outer is None or not _near(outer[0], outer[1], _TIGHT) or not _near(factor * outer[0], 0.5, _TIGHT):
+    if outer is None or not near(outer[0], outer[1], TIGHT) or not near(factor * outer[0], 0.5, TIGHT):
         return None
     node = read.op(outer[2])
     if node is None or node.op_type not in ("Erf", "Tanh"):
         return None
     terms = {power: number for power, number in (read.powers(node.inputs[0]) or {}).items() if number}
     if node.op_type == "Erf":
-        return ("Gelu", {}) if set(terms) == {1} and _near(terms[1], math.sqrt(0.5), _TIGHT) else None
+        return ("Gelu", {}) if set(terms) == {1} and near(terms[1], math.sqrt(0.5), TIGHT) else None
     first = math.sqrt(2 / math.pi)
-    fits = set(terms) == {1, 3} and _near(terms[1], first) and _near(terms[3], 0.044715 * first)
+    fits = set(terms) == {1, 3} and near(terms[1], first) and near(terms[3], 0.044715 * first)
     return ("Gelu, tanh", {}) if fits else None
 
 
-def _mish(read: _Reader, gate: ir.Value, factor: float) -> Found | None:
+def _mish(read: Reader, gate: ir.Value, factor: float) -> Found | None:
     node = read.op(gate)
     inner = read.op(node.inputs[0]) if node is not None and node.op_type == "Tanh" and factor == 1 else None
     return ("Mish", {}) if inner is not None and inner.op_type == "Softplus" and inner.inputs[0] is read.x else None
@@ -284,12 +147,12 @@ def _mish_itself(node: ir.Node) -> Activation | None:
     return Activation("Mish", node.inputs[0], {}, (node,)) if node.inputs[0] is not None else None
 
 
-def _hard_swish(read: _Reader, gate: ir.Value, factor: float) -> Found | None:
+def _hard_swish(read: Reader, gate: ir.Value, factor: float) -> Found | None:
     node = gate.producer()
     if node is not None and node.op_type == "HardSigmoid" and node.inputs[0] is read.x and factor == 1:
         read.op(gate)
         found = graph.attribute(node, "alpha", 0.2), graph.attribute(node, "beta", 0.5)
-        if not (_near(found[0], 1 / 6, _TIGHT) and _near(found[1], 0.5, _TIGHT)):
+        if not (near(found[0], 1 / 6, TIGHT) and near(found[1], 0.5, TIGHT)):
             return None  # nothing shorter than what stands there
     else:
         clip = _gate_clip(read, gate, factor)
@@ -300,7 +163,7 @@ def _hard_swish(read: _Reader, gate: ir.Value, factor: float) -> Found | None:
 
 
 def _clip(node: ir.Node) -> Activation | None:
-    read = _Reader(ir.Value())  # whatever x is
+    read = Reader(ir.Value())  # whatever x is
     found = read.clipped(node.outputs[0])
     if found is None:
         return None
@@ -312,7 +175,7 @@ def _leaky(node: ir.Node) -> Activation | None:
         return None
     for x, other in (node.inputs, node.inputs[::-1]):
         if x is not None:
-            read = _Reader(x)
+            read = Reader(x)
             line = read.powers(other)
             if line is not None and set(line) == {1} and 0 <= line[1] <= 1:
                 return _activation("LeakyRelu", read, node, alpha=line[1])
@@ -326,7 +189,7 @@ def _leaky_where(node: ir.Node) -> Activation | None:
     x = test.inputs[0]
     if x is None or scalar(test.inputs[1]) != 0.0:
         return None
-    read = _Reader(x, {test: None})
+    read = Reader(x, {test: None})
     above, below = node.inputs[1:] if test.op_type.startswith("Greater") else node.inputs[:0:-1]
     line = read.powers(below)
     fits = above is x and line is not None and set(line) == {1}
@@ -338,7 +201,7 @@ def _sigmoid(node: ir.Node) -> Activation | None:
         return None
     under = node.inputs[1 if node.op_type == "Div" else 0]
     for x in _sources(node):
-        read = _Reader(x)
+        read = Reader(x)
         found = read.peeled(under)
         power = read.op(found[2]) if found is not None and found[:2] == (1.0, 1.0) else None
         if power is not None and power.op_type == "Exp" and read.powers(power.inputs[0]) == {1: -1.0}:
