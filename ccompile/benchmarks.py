@@ -36,6 +36,7 @@ class Probe:
     build: Callable[[], Built]
     nodes: int = 1  # that share the work
     without: Callable[[], Built] | None = None  # what else the same nodes do, which does not count
+    times: Callable[[int], Built] | None = None  # the same node so many times, and nothing else that grows with that
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,17 @@ class Net:
 
     # ------------------------------------------------------------------------------------ integers
 
+    def codes(self, value: str, zero: int = 128) -> str:
+        """Bring a value to uint8."""
+        return self.node("QuantizeLinear", value, *self._grid(zero))
+
     def encoded(self, value: str, zero: int = 128) -> str:
         """Bring a value to uint8 and back: what integer kernels are made from."""
-        grid = self.constant(np.array(0.05, np.float32)), self.constant(np.array(zero, np.uint8))
+        grid = self._grid(zero)
         return self.node("DequantizeLinear", self.node("QuantizeLinear", value, *grid), *grid)
+
+    def _grid(self, zero: int) -> tuple[str, str]:
+        return self.constant(np.array(0.05, np.float32)), self.constant(np.array(zero, np.uint8))
 
     def integers(self, *shape: int) -> str:
         """Add an int8 weight behind its DequantizeLinear."""
@@ -159,19 +167,19 @@ def conv(
 def product(rows: int, inputs: int, outputs: int, is_integer: bool = False) -> Probe:
     """Matrix products with constant weights, beside one another on the same input."""
 
-    def build() -> Built:
+    def build(copies: int) -> Built:
         net = Net()
         x = net.input(numbers(rows, inputs))
         x = net.encoded(x) if is_integer else x
-        for _ in range(COPIES):
+        for _ in range(copies):
             W = net.integers(inputs, outputs) if is_integer else net.constant(numbers(inputs, outputs, scale=0.05))
             y = net.node("MatMul", x, W)
             if is_integer:
-                net.encoded(y)
+                net.codes(y)
         return net.model()
 
     names = ("QLinearMatMul",) if is_integer else ("MatMul", "Gemm", "FusedMatMul")
-    return Probe((rows, inputs, outputs), rows * inputs * outputs, names, build)
+    return Probe((rows, inputs, outputs), rows * inputs * outputs, names, partial(build, COPIES), times=build)
 
 
 def _square(positions: int) -> tuple[int, int]:
@@ -205,13 +213,13 @@ def dense_series() -> Iterator[Series]:
     for k, axes in grids.items():
         yield Series("conv", "float32", axes, partial(_image_conv, k=k), kernel=k * k)
     for k in (1, 3, 7):
-        axes = (wide, wide, (49, 784, 3136))
+        axes = ((1, *wide), wide, (4, 49, 784, 3136))
         yield Series("conv", "int8", axes, partial(_image_conv, k=k, is_integer=True), kernel=k * k)
     for k in (1, 3, 9):
         yield Series("plain", "float32", ((8, 64), (8, 64), (64, 1024)), partial(_line_conv, k=k), kernel=k)
     rows, few = (1, 4, 16, 128, 1024), (64, 512, 4096)
     yield Series("gemm", "float32", (rows, (64, 256, 1024, 4096), (16, 64, 256, 1024, 4096)), _product)
-    yield Series("gemm", "int8", ((1, 16, 256), few, few), partial(_product, is_integer=True))
+    yield Series("gemm", "int8", ((1, 16, 256), few, (16, *few)), partial(_product, is_integer=True))
 
 
 def _image_depthwise(sizes: Sizes, k: int, is_integer: bool = False) -> Probe:
@@ -288,6 +296,10 @@ _OPS: Mapping[str, Callable[[Net, str, str], str]] = {
     "InstanceNormalization": lambda net, x, z: net.node(
         "InstanceNormalization", x, *(net.constant(numbers(_CHANNELS)) for _ in range(2))
     ),
+    "LayerNormalization": lambda net, x, z: net.node(
+        "LayerNormalization", x, net.constant(numbers(net.feeds[x].shape[-1])), axis=-1
+    ),
+    "LRN": lambda net, x, z: net.node("LRN", x, size=5),
     "ReduceMean": lambda net, x, z: net.node("ReduceMean", x, net.constant(_AXES)),
     "ReduceSum": lambda net, x, z: net.node("ReduceSum", x, net.constant(_AXES)),
     "Concat": lambda net, x, z: net.node("Concat", x, z, axis=1),

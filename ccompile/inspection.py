@@ -96,8 +96,12 @@ def inspect_model(path: Path, target: Target, shapes: Mapping[str, tuple[int, ..
     return Inspection(cost.price(source.model, types, target), tuple(acts(source.model, target)), tuple(notes))
 
 
-def measure_model(path: Path, target: Target, shapes: Mapping[str, tuple[int, ...]], threads: int) -> Measured:
+def measure_model(
+    path: Path, target: Target, shapes: Mapping[str, tuple[int, ...]], threads: int, seconds: float
+) -> Measured:
     """Return what the layers of a model take on this machine, at batch 1 on seeded noise, beside the estimates.
+
+    seconds: about how long to measure.
 
     Raises ModelError when the model cannot be read or run.
     """
@@ -112,7 +116,7 @@ def measure_model(path: Path, target: Target, shapes: Mapping[str, tuple[int, ..
     for name, array in feeds.items():
         if array.dtype.kind == "f":
             feeds[name] = rng.standard_normal(array.shape).astype(array.dtype)
-    return profiling.measure(model, estimates, feeds, threads, target.node_overhead_us * 1e-6)
+    return profiling.measure(model, estimates, feeds, threads, target.node_overhead_us * 1e-6, seconds)
 
 
 def _types(model: ir.Model, example: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, ValueType], str]:

@@ -33,6 +33,8 @@ from ccompile.target import MIB, RateKind, Target
 _LEAST_ROUNDS = 3
 _ROW_RUNS, _ROW_SECONDS = 8, 0.004
 _LEAST_US = 0.1  # of a node: less is not told from nothing
+_SHORT_US = 5.0  # what a profile in whole microseconds tells badly
+_FEW_AND_MANY, _COUNTING_SECONDS = (8, 32), 0.05
 _BLOCKS = (4, 8, 16, 32)
 _STEPS = (32, 16, 8, 4, 2, 1)
 _WIDTHS = (33, 36, 40, 44, 48, 49, 52, 56, 60, 64)  # channels from which a staircase is told
@@ -57,6 +59,7 @@ class Bench:
     stop: float
     tell: Callable[[str], None] = lambda text: None
     empty_us: float = 0.0  # what the profile says of a node that does nothing
+    node_seconds: float = 0.0  # what a node costs beside its work
     notes: list[str] = field(default_factory=list)
 
     def grid(self, series: Series, share: float) -> dict[str, Any] | None:
@@ -72,6 +75,7 @@ class Bench:
         if others:
             pairs = zip(found[: len(probes)], found[len(probes) :], strict=True)
             found = [max(taken - without, _LEAST_US * 1e-7) for taken, without in pairs]
+        found = [self.counted(probe, seconds) for probe, seconds in zip(probes, found, strict=True)]
         if lost := [probe for probe, seconds in zip(probes, found, strict=True) if math.isnan(seconds)]:
             self.notes.append(f"{series.name}: not measured, nothing ran as {' or '.join(lost[0].runs_as)}")
             return None
@@ -106,6 +110,15 @@ class Bench:
         taken = lower_mean(times[first:]) - self.empty_us if times else math.nan
         return probe.nodes * max(taken, _LEAST_US) * 1e-6 if times else math.nan
 
+    def counted(self, probe: Probe, seconds: float) -> float:
+        """Return a short node's seconds from whole inferences with few and with many of it; profiles tell whole us."""
+        if probe.times is None or not seconds < _SHORT_US * 1e-6:
+            return seconds
+        runs = [partial(self.session(proto).run, feeds) for proto, feeds in map(probe.times, _FEW_AND_MANY)]
+        few, many = timing.interleaved(runs, self.threads == 1, budget=_COUNTING_SECONDS)
+        taken = (many - few) / (_FEW_AND_MANY[1] - _FEW_AND_MANY[0]) - self.node_seconds
+        return max(taken, _LEAST_US * 1e-7)
+
     # -------------------------------------------------------------------------------- what is no table
 
     def overheads(self) -> tuple[float, float]:
@@ -115,7 +128,7 @@ class Bench:
         built = [benchmarks.small_chain(nodes) for nodes in (short, long)]
         runs = [partial(self.session(proto).run, feeds) for proto, feeds in built]
         few, many = timing.interleaved(runs, self.threads == 1, budget=0.2)
-        node = max((many - few) / (long - short), 1e-8)
+        node = self.node_seconds = max((many - few) / (long - short), 1e-8)
         probe = Probe((), 0.0, ("Softsign", "Abs"), lambda: built[1])
         self.empty_us = 0.0
         (profiled,) = self.profiled([probe], time.perf_counter() + 0.1)

@@ -57,7 +57,7 @@ def measure(
     feeds: Feeds,
     threads: int,
     node_seconds: float,
-    budget: float = 3.0,
+    budget: float,
 ) -> Measured:
     """Return what layers take in about `budget` seconds, in the order of the graph.
 

@@ -20,8 +20,6 @@ from ccompile.core import Array
 from ccompile.moments import Layer
 from ccompile.numerics.ranges import Grid, grid
 
-_FLOAT_OUT = ("Gemm", "MatMul")  # kernels that also write float
-
 
 @dataclass(frozen=True, eq=False)
 class Weights:
@@ -87,7 +85,7 @@ class _Writer:
                 self._move(unit)
                 continue
             self._decode_inputs(unit)
-            if unit.node.op_type not in _FLOAT_OUT or readers & set(unit.outputs):
+            if not unit.writes_float or readers & set(unit.outputs):
                 self._encode_output(unit)
         self._finish()
         graph.remove_dead(self.main)

@@ -252,7 +252,7 @@ def worthwhile(units: Sequence[Unit], known: Prices, floating: frozenset[str] = 
     """
     index = {unit.name: at for at, unit in enumerate(units)}
     maker = {value: index[unit.name] for unit in units for value in unit.outputs}
-    makes_float = {at for at, unit in enumerate(units) if unit.node.op_type in ("Gemm", "MatMul")}
+    makes_float = {at for at, unit in enumerate(units) if unit.writes_float}
     pools = {at for at, unit in enumerate(units) if unit.node.op_type == "MaxPool"}
     by_node = {unit.node: index[unit.name] for unit in units}
     passages = []

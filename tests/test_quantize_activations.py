@@ -175,6 +175,21 @@ def test_a_product_and_its_bias_become_one_kernel(tmp_path: Path) -> None:
     assert deployed_ops(run.model, tmp_path) == {"QuantizeLinear": 1, "QGemm": 1}
 
 
+@pytest.mark.parametrize(("op", "op_type"), [("Gemm", "QGemm"), ("MatMul", "QLinearMatMul")])
+def test_a_product_that_floats_read_behind_a_relu_runs_on_integers(op: str, op_type: str, tmp_path: Path) -> None:
+    net = builders.Net(1)
+    x = net.relu(net.node(op, net.input("x", ["N", 8]), net.weight("w", (8, 5)), name="fc"))
+    run = quantise(net.model(net.node("Exp", x)))
+    assert deployed_ops(run.model, tmp_path) == {"QuantizeLinear": 1, op_type: 1, "DequantizeLinear": 1, "Exp": 1}
+
+
+def test_a_product_that_floats_read_right_away_writes_float(tmp_path: Path) -> None:
+    net = builders.Net(1)
+    x = net.node("Gemm", net.input("x", ["N", 8]), net.weight("w", (8, 5)), name="fc")
+    run = quantise(net.model(net.node("Exp", x)))
+    assert deployed_ops(run.model, tmp_path) == {"QuantizeLinear": 1, "QGemm": 1, "Exp": 1}
+
+
 def test_a_bias_per_row_is_no_bias() -> None:
     net = builders.Net(1)
     x = net.node("MatMul", net.input("x", [4, 8]), net.weight("w", (8, 5)), name="fc")
@@ -347,6 +362,14 @@ def test_a_dense_layer_that_feeds_floats_pays_no_passage_back() -> None:
     model = dense(np.ones((4, 4)), np.ones(4))
     assert chosen(model, {"fc": 1.0}, {"fc": 0.7}) == {"fc"}
     assert chosen(model, {"fc": 1.0}, {"fc": 0.95}) == set()
+
+
+def test_a_dense_layer_that_feeds_floats_behind_a_relu_pays_the_passage_back() -> None:
+    net = builders.Net(1)
+    x = net.relu(net.node("Gemm", net.input("x", ["N", 8]), net.weight("w", (8, 5)), name="fc"))
+    model = net.model(net.node("Exp", x))
+    assert chosen(model, {"fc": 1.0}, {"fc": 0.6}) == {"fc"}
+    assert chosen(model, {"fc": 1.0}, {"fc": 0.7}) == set()
 
 
 def test_a_gain_that_estimates_cannot_tell_is_not_taken() -> None:

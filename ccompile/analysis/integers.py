@@ -61,6 +61,8 @@ MOVES = (
 )
 FLOATING = ("ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "If", "Loop", "Scan")  # named where they stay
 _SCALARS = ("Add", "Sub", "Mul", "Div")
+_LIMITS = ("Relu", "Clip")
+_FLOAT_OUT = ("Gemm", "MatMul")
 _LONGEST = 65_000  # columns whose products of 255 and 127 an int32 sums
 
 
@@ -95,6 +97,15 @@ class Unit:
         """Return the values that become codes, those that are not constant."""
         found = (self.node.inputs[at] for at in self.data)
         return tuple(value for value in found if value is not None and not graph.is_constant(value))
+
+    @property
+    def writes_float(self) -> bool:
+        """Return whether the integer kernel writes float where nothing behind reads codes.
+
+        Those of products do, but a Relu or Clip right behind keeps the runtime from them unless a Quantize follows.
+        """
+        reader = graph.only_use(self.node.outputs[0])
+        return self.node.op_type in _FLOAT_OUT and (reader is None or reader.op_type not in _LIMITS)
 
 
 def units(main: ir.Graph, types: Shapes, apart: frozenset[str] = frozenset()) -> Iterator[Unit | tuple[ir.Node, str]]:
@@ -176,7 +187,7 @@ def _move(node: ir.Node, types: Shapes) -> Unit | str:
 def _is_behind_convolution(value: ir.Value) -> bool:
     """Return whether a value is a convolution's, through what a grid absorbs and other pooling."""
     node = value.producer()
-    while node is not None and node.op_type in ("Relu", "Clip", "MaxPool", *_SCALARS):
+    while node is not None and node.op_type in (*_LIMITS, "MaxPool", *_SCALARS):
         moving = [v.producer() for v in node.inputs if v is not None and not graph.is_constant(v)]
         node = moving[0] if len(moving) == 1 else None
     return node is not None and node.op_type == "Conv"
@@ -214,7 +225,7 @@ def _with_tail(unit: Unit, types: Shapes, apart: frozenset[str]) -> Unit:
         reader = graph.only_use(value)
         if reader is None or reader.domain not in ("", "ai.onnx") or str(reader.name) in apart:
             break
-        if reader.op_type in ("Relu", "Clip"):
+        if reader.op_type in _LIMITS:
             limits = _limits(reader, value)
             if limits is None:
                 break

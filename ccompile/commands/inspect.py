@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ccompile.commands.console import OK, echo, show
-from ccompile.commands.options import FILE, shape
+from ccompile.commands.options import FILE, seconds_of, shape
 
 
 @click.command()
@@ -18,9 +18,17 @@ from ccompile.commands.options import FILE, shape
 @click.option("--groups", is_flag=True, help="Show the groups of coupled channels instead.")
 @click.option("--measure", is_flag=True, help="Run it here, and show each layer's time beside the estimate.")
 @click.option("--threads", type=click.IntRange(0, 1024), default=1, show_default=True, help="For --measure; 0: all.")
+@click.option("--time", "seconds", default="3s", show_default=True, help="For --measure: about how long, 10s, 1m.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(
-    model: Path, target: str, shapes: tuple[str, ...], groups: bool, measure: bool, threads: int, as_json: bool
+    model: Path,
+    target: str,
+    shapes: tuple[str, ...],
+    groups: bool,
+    measure: bool,
+    threads: int,
+    seconds: str,
+    as_json: bool,
 ) -> int:
     """Show what each op and layer costs, which passes could act there, and why others not.
 
@@ -41,7 +49,8 @@ def inspect(
             show(report.groups_table(coupling))
         return OK
     if measure:
-        taken = measure_model(model, load_target(target, Path()), dict(shape(text) for text in shapes), threads)
+        given, budget = dict(shape(text) for text in shapes), seconds_of(seconds)
+        taken = measure_model(model, load_target(target, Path()), given, threads, budget)
         if as_json:
             echo(json.dumps({"target": target, **asdict(taken), "near": taken.near}, indent=1))
         else:

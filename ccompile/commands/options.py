@@ -99,3 +99,16 @@ def write_junit(path: Path, suite: str, cases: Iterable[Case]) -> None:
     from ccompile import disk, junit
 
     disk.write_text(path, junit.text(suite, cases))
+
+
+def seconds_of(text: str) -> float:
+    """Return a duration such as 60, 60s, 1.5m in seconds."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        found = float(number) * unit
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise SpecError("write a time as 60s or 2m", f"--time {text}")
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ccompile.commands.console import OK, echo, progress
-from ccompile.commands.options import FILE
+from ccompile.commands.options import FILE, seconds_of
 from ccompile.errors import CcompileError, SpecError
 
 
@@ -30,7 +30,7 @@ def measure(output: Path, seconds: str, threads: int, like: str, only: tuple[str
     from ccompile import disk, measuring
     from ccompile.target import load_target
 
-    budget, kinds = _seconds(seconds), _kinds(only)
+    budget, kinds = seconds_of(seconds), _kinds(only)
     base = load_target(like, Path())
     with progress(quiet) as shown:
         found, notes = measuring.measure_target(
@@ -45,19 +45,6 @@ def measure(output: Path, seconds: str, threads: int, like: str, only: tuple[str
             echo(f"note: {note}")
         echo(f"{output}: target `{found.name}`, {found.description}")
     return OK
-
-
-def _seconds(text: str) -> float:
-    """Return a duration such as 60, 60s, 1.5m in seconds."""
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
-    try:
-        found = float(number) * unit
-    except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf"):
-        raise SpecError("write a time as 60s or 2m", f"--time {text}")
-    return found
 
 
 def _kinds(only: tuple[str, ...]) -> tuple[str, ...]:
