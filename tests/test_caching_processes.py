@@ -93,9 +93,9 @@ class Forks:
     def one(self, arguments: list[str], delay: float | None = None, writes: int | None = None) -> int:
         return self.run((arguments, delay, writes))[0][0]
 
-    def alone(self, spec: str) -> bytes:
+    def alone(self, spec: str, model: str = "model.onnx") -> bytes:
         """Return what a compile without a cache writes."""
-        assert self.one([*arguments_of(spec, "alone.onnx")[:-2], "--no-cache"]) == 0
+        assert self.one([*arguments_of(spec, "alone.onnx", model)[:-2], "--no-cache"]) == 0
         return (self.folder / "alone.onnx").read_bytes()
 
     def close(self) -> None:
@@ -112,8 +112,8 @@ def forks(tmp_path: Path) -> Any:
     made.close()
 
 
-def arguments_of(spec: str, output: str) -> list[str]:
-    return ["model.onnx", "-s", spec, "-o", output, "--threads", "1", "-q", "--cache", "cache"]
+def arguments_of(spec: str, output: str, model: str = "model.onnx") -> list[str]:
+    return [model, "-s", spec, "-o", output, "--threads", "1", "-q", "--cache", "cache"]
 
 
 def write_specs(folder: Path, count: int) -> list[str]:
@@ -170,15 +170,18 @@ def test_killed_at_random_moments_neither_cache_nor_output_is_damaged(forks: For
     assert scratch_files(folder) == []
 
 
-@pytest.mark.parametrize("different", [False, True])
-def test_many_compiles_at_once_give_the_bytes_that_each_gives_alone(forks: Forks, different: bool) -> None:
+@pytest.mark.parametrize(("specs", "models"), [(1, 1), (AT_ONCE, 1), (1, AT_ONCE)])
+def test_many_compiles_at_once_give_the_bytes_that_each_gives_alone(forks: Forks, specs: int, models: int) -> None:
     folder = forks.folder
-    specs = write_specs(folder, AT_ONCE) if different else write_specs(folder, 1) * AT_ONCE
+    files = [f"{index}.onnx" for index in range(models)]
+    for index, name in enumerate(files):
+        graph.save(builders.mlp(index), folder / name)
+    jobs = list(zip(write_specs(folder, specs) * (AT_ONCE // specs), files * (AT_ONCE // models), strict=True))
     outputs = [f"out{index}.onnx" for index in range(AT_ONCE)]
-    codes, _ = forks.run(*((arguments_of(*names), None, None) for names in zip(specs, outputs, strict=True)))
-    assert codes == [0] * AT_ONCE
-    expected = {spec: forks.alone(spec) for spec in dict.fromkeys(specs)}
-    assert [(folder / output).read_bytes() for output in outputs] == [expected[spec] for spec in specs]
-    assert len(set(expected.values())) == len(set(specs))
+    runs = [(arguments_of(spec, out, model), None, None) for (spec, model), out in zip(jobs, outputs, strict=True)]
+    assert forks.run(*runs)[0] == [0] * AT_ONCE
+    expected = {job: forks.alone(*job) for job in dict.fromkeys(jobs)}
+    assert [(folder / output).read_bytes() for output in outputs] == [expected[job] for job in jobs]
+    assert len(set(expected.values())) == max(specs, models)
     assert_sound(folder)
     assert list((folder / "cache" / "scratch").iterdir()) == []
