@@ -122,6 +122,7 @@ class JointCost:
             for index, slot in enumerate(slots)
             if slot.layer is not None
         }
+        self.tables = {index: np.array([_by_sides(option) for option in slots[index].options]) for index in self.layers}
         self.terms = list(terms.values())
         now = float(getattr(view.costs.report(view.model), what))
         self.fixed = now - sum(term.cost for term in self.terms) - sum(cost for cost, _ in self.layers.values())
@@ -154,8 +155,8 @@ class JointCost:
             slot = self.slots[index]
             assert slot.layer is not None
             made, read = _shares(part, slot.layer, counts, self.align)
-            table = np.array([_by_sides(option) for option in slot.options])[options[:, index]]
-            split = (table * np.stack([np.ones(len(options)), made, read, read * made], axis=1)).sum(1)
+            apart, with_made, with_read, with_both = self.tables[index][options[:, index]].T
+            split = apart + with_made * made + with_read * read + with_both * read * made
             total += np.where(options[:, index] == 0, cost * read * made, split)
         return total
 
