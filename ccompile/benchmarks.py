@@ -191,6 +191,10 @@ def _image_conv(sizes: Sizes, k: int, is_integer: bool = False) -> Probe:
     return conv((k, k), sizes[0], sizes[1], _square(sizes[2]), is_integer=is_integer)
 
 
+def _row_conv(sizes: Sizes) -> Probe:
+    return conv((1, 3), sizes[0], sizes[1], _square(sizes[2]))
+
+
 def _line_conv(sizes: Sizes, k: int) -> Probe:
     return conv((k,), sizes[0], sizes[1], sizes[2:])
 
@@ -212,6 +216,7 @@ def dense_series() -> Iterator[Series]:
     }
     for k, axes in grids.items():
         yield Series("conv", "float32", axes, partial(_image_conv, k=k), kernel=k * k)
+    yield Series("conv", "float32", ((4, *wide), wide, (49, 784, 3136)), _row_conv, kernel=3)
     for k in (1, 3, 7):
         axes = ((1, *wide), wide, (4, 49, 784, 3136))
         yield Series("conv", "int8", axes, partial(_image_conv, k=k, is_integer=True), kernel=k * k)

@@ -28,16 +28,18 @@ from ccompile.benchmarks import Probe, Series
 from ccompile.core import Array
 from ccompile.runtime import Session, Settings
 from ccompile.tables import TableKind, Tables
-from ccompile.target import MIB, RateKind, Target
+from ccompile.target import RateKind, Target
 
 _LEAST_ROUNDS = 3
 _ROW_RUNS, _ROW_SECONDS = 8, 0.004
 _LEAST_US = 0.1  # of a node: less is not told from nothing
+_KERNEL_US = 0.5  # of a kernel with work in a profile of whole microseconds: less is not told from that
 _SHORT_US = 5.0  # what a profile in whole microseconds tells badly
 _FEW_AND_MANY, _COUNTING_SECONDS = (8, 32), 0.05
 _BLOCKS = (4, 8, 16, 32)
 _STEPS = (32, 16, 8, 4, 2, 1)
 _WIDTHS = (33, 36, 40, 44, 48, 49, 52, 56, 60, 64)  # channels from which a staircase is told
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _STEEP = 1.2  # how much worse than the best staircase one may fit that has longer steps
 
 # Where in the tables the rates stand that hold for whatever was not measured.
@@ -75,6 +77,8 @@ class Bench:
         if others:
             pairs = zip(found[: len(probes)], found[len(probes) :], strict=True)
             found = [max(taken - without, _LEAST_US * 1e-7) for taken, without in pairs]
+        else:
+            found = [max(taken, probe.nodes * _KERNEL_US * 1e-6) for probe, taken in zip(probes, found, strict=True)]
         found = [self.counted(probe, seconds) for probe, seconds in zip(probes, found, strict=True)]
         if lost := [probe for probe, seconds in zip(probes, found, strict=True) if math.isnan(seconds)]:
             self.notes.append(f"{series.name}: not measured, nothing ran as {' or '.join(lost[0].runs_as)}")
@@ -316,11 +320,16 @@ def _fill_rates(data: dict[str, Any], tables: Tables) -> None:
             rates["elementwise"] = {**rates["elementwise"], dtype: rounded(math.prod(known) ** (1 / len(known)) / 1e9)}
     large, small = (tables.rate("gemm", "float32", {"rows": 1, "inputs": n, "outputs": n}) for n in (4096, 1024))
     if large is not None and small is not None:
-        cached, size = 4 * small / 1e9, 4 * 4096**2
-        mib = (data.get("cache") or {}).get("mib", 8.0)
-        rest = max(size / large / 4 - mib * MIB / (cached * 1e9), size / 1e15)  # seconds beyond the cache
-        data["bandwidth_gb_s"] = rounded(min((size - mib * MIB) / rest / 1e9, cached))
-        data["cache"] = {"mib": mib, "bandwidth_gb_s": rounded(cached)}
+        cached = 4 * small / 1e9  # of what comes round and is too large, nothing is cached
+        data["bandwidth_gb_s"] = rounded(min(4 * large / 1e9, cached))
+        data["cache"] = {"mib": _cache_mib(data), "bandwidth_gb_s": rounded(cached)}
+
+
+def _cache_mib(data: Mapping[str, Any]) -> float:
+    """Return the MiB of the last cache where the system tells, else those of the base, else 8."""
+    sizes = [path.read_text().strip() for path in sorted(_CACHES.glob("index*/size"))]
+    known = [float(size[:-1]) / 1024 for size in sizes if size[-1:] == "K" and size[:-1].isdigit()]
+    return rounded(max(known, default=(data.get("cache") or {}).get("mib", 8.0)))
 
 
 def text_of(target: Target, seconds: float) -> str:
