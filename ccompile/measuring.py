@@ -39,7 +39,6 @@ _FEW_AND_MANY, _COUNTING_SECONDS = (8, 32), 0.05
 _BLOCKS = (4, 8, 16, 32)
 _STEPS = (32, 16, 8, 4, 2, 1)
 _WIDTHS = (33, 36, 40, 44, 48, 49, 52, 56, 60, 64)  # channels from which a staircase is told
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _STEEP = 1.2  # how much worse than the best staircase one may fit that has longer steps
 
 # Where in the tables the rates stand that hold for whatever was not measured.
@@ -322,14 +321,7 @@ def _fill_rates(data: dict[str, Any], tables: Tables) -> None:
     if large is not None and small is not None:
         cached = 4 * small / 1e9  # of what comes round and is too large, nothing is cached
         data["bandwidth_gb_s"] = rounded(min(4 * large / 1e9, cached))
-        data["cache"] = {"mib": _cache_mib(data), "bandwidth_gb_s": rounded(cached)}
-
-
-def _cache_mib(data: Mapping[str, Any]) -> float:
-    """Return the MiB of the last cache where the system tells, else those of the base, else 8."""
-    sizes = [path.read_text().strip() for path in sorted(_CACHES.glob("index*/size"))]
-    known = [float(size[:-1]) / 1024 for size in sizes if size[-1:] == "K" and size[:-1].isdigit()]
-    return rounded(max(known, default=(data.get("cache") or {}).get("mib", 8.0)))
+        data["cache"] = {"mib": (data.get("cache") or {}).get("mib", 8.0), "bandwidth_gb_s": rounded(cached)}
 
 
 def text_of(target: Target, seconds: float) -> str:
