@@ -31,6 +31,8 @@ EXACT_CELLS = 2_000_000
 WINDOW = 15
 # Corrections of a budget whose measure is not a plain sum.
 ROUNDS = 8
+# A plan this close below its budget is spent well enough.
+NEAR = 0.01
 
 CostFunction = Callable[[Array], Array]
 
@@ -75,21 +77,37 @@ def allocate(curves: Sequence[Curve], budget: float, sensitivity: Sequence[float
 
 
 def within(solve: Callable[[float], T], price: Callable[[T], float], limit: float, left: float) -> T:
-    """Return solve(left) whose price is at most `limit`; what the price is over comes off `left`, ROUNDS times at most.
+    """Return a solve(left) whose price is at most `limit`, for a price that the sum below `left` only approximates.
 
-    For prices that the sum which `solve` keeps below `left` only approximates. Raises ValueError, or what `solve`
-    raises, when none is found.
+    What the price is over comes off `left`, twice as much each time; a plan that leaves more than NEAR of the limit is
+    bettered by bisection. ROUNDS plans are priced at most. Raises ValueError when none fits, or what `solve` raises
+    when not even the first `left` can be reached.
 
     >>> within(int, lambda plan: 1.5 * plan, limit=10.0, left=10.0)
-    5
+    6
     """
+    found: list[T] = []
+    low, high, step = -math.inf, math.inf, 0.0  # what fits or cannot be reached, what does not fit
     for _ in range(ROUNDS):
-        plan = solve(left)
-        over = price(plan) - limit
-        if over <= 1e-9 * limit:
-            return plan
-        left -= over
-    raise ValueError(f"{ROUNDS} plans were priced, and none keeps it")
+        try:
+            plan = solve(left)
+        except ValueError:
+            if math.isinf(high):
+                raise
+            low = left
+        else:
+            over = price(plan) - limit
+            if over <= 1e-9 * limit:
+                found.append(plan)
+                low = left
+                if math.isinf(high) or over >= -NEAR * limit:
+                    break
+            else:
+                high, step = left, max(over, 2 * step)
+        left = high - step if math.isinf(low) else (low + high) / 2
+    if not found:
+        raise ValueError(f"{ROUNDS} plans were priced, and none keeps it")
+    return found[-1]
 
 
 def exact(curves: Sequence[Curve], budget: float) -> list[int]:

@@ -141,6 +141,22 @@ def test_a_plan_whose_price_is_no_plain_sum_is_corrected_until_it_keeps_the_limi
     assert asked == [9.0, 7.0]
 
 
+def test_a_price_in_stairs_is_met_though_each_one_is_hardly_over() -> None:
+    plan = within(lambda left: left, lambda plan: 5.0 * math.ceil(plan / 5.0 + 0.001), limit=99.9, left=99.0)
+    assert 90.0 <= plan < 95.0
+
+
+def test_a_correction_beyond_the_cheapest_plan_is_taken_back() -> None:
+    def solve(left: float) -> float:
+        if left < 7.5:
+            raise ValueError("cannot be reached")
+        return left
+
+    assert 7.5 <= within(solve, lambda plan: 10.1 if plan > 8.0 else 9.9, limit=10.0, left=8.3) <= 8.0
+    with pytest.raises(ValueError, match="cannot be reached"):
+        within(solve, lambda plan: plan, limit=10.0, left=7.0)
+
+
 def test_a_limit_that_no_correction_reaches_is_refused() -> None:
     with pytest.raises(ValueError, match="none keeps it"):
         within(lambda left: left, lambda _: 11.0, limit=10.0, left=10.0)
