@@ -93,8 +93,7 @@ def price(model: ir.Model, shapes: Shapes, target: Target, beside: int = 0) -> M
     stored = sum(_stored_bytes(model))
     if model.functions:
         model, shapes = inlined(model, shapes)
-    cached = target.cache.mib * MIB if target.cache is not None else math.inf
-    pricer = _Pricer(target, inner_types(model, shapes), stored + beside > cached)
+    pricer = _Pricer(target, inner_types(model, shapes), _cold_share(stored + beside, target))
     body = pricer.body(model.graph, shapes)
     report = CostReport(
         params=sum(row.params for row in body.rows),
@@ -123,9 +122,9 @@ class _Body:
 class _Pricer:
     """Walks one model; holds what is counted once across its graphs."""
 
-    def __init__(self, target: Target, inner: Mapping[ir.Graph, Shapes], is_cold: bool) -> None:
+    def __init__(self, target: Target, inner: Mapping[ir.Graph, Shapes], cold_share: float) -> None:
         self.target = target
-        self.is_cold = is_cold  # the weights do not fit the cache, where tables were measured
+        self.cold_share = cold_share  # of the weights: what is not in the cache, where tables were measured
         self.inner = inner
         self.constants = Constants()
         self.weights = Weights(self.constants)
@@ -238,10 +237,11 @@ class _Pricer:
     def _beyond_table(self, node: ir.Node, inputs: Sequence[ValueType | None], outputs: Sequence[ValueType]) -> float:
         """Return the seconds of moving what tables were not measured with: cold weights, an input above the output."""
         weights = [v for v in node.inputs if v is not None and self.constants.is_folded(v)]
-        cold = sum(self.constants.type_of(value, {}).nbytes or 0 for value in weights) if self.is_cold else 0
+        size = sum(self.constants.type_of(value, {}).nbytes or 0 for value in weights)
         groups = graph.attribute(node, "group", 1)  # tables are of one group
-        if self.target.cache is not None and cold > groups * self.target.cache.mib * MIB:
-            cold = 0  # neither were they cached there
+        cold = self.cold_share * size
+        if self.target.cache is not None and size > groups * self.target.cache.mib * MIB:
+            cold = 0.0  # neither were they cached there
         read, written = (known[0].nbytes or 0 if known and known[0] else 0 for known in (inputs, outputs))
         rest = max(read - written, 0) if "Conv" in node.op_type else 0
         return cold / (self.target.bandwidth_gb_s * 1e9) + self.target.seconds_to_move(rest)
@@ -325,6 +325,16 @@ class _Pricer:
             shape = self.constants.type_of(value, types).static if value is not None else None
             known = shape[axis] if shape else None
         return (1, "body counted once") if known is None else (known, f"body counted {known} times")
+
+
+def _cold_share(nbytes: int, target: Target) -> float:
+    """Return how much of weights of `nbytes` the cache has lost when an inference comes back to them.
+
+    Nothing up to half of the cache, everything from its size on: activations and other programs want their part.
+    """
+    if target.cache is None:
+        return 0.0
+    return min(max(2 * nbytes / (target.cache.mib * MIB) - 1, 0.0), 1.0)
 
 
 def _sum(rows: Iterable[NodeCost]) -> NodeCost:

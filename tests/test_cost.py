@@ -503,6 +503,23 @@ def test_one_row_waits_for_memory_and_many_rows_for_arithmetic() -> None:
     assert 67.1e6 / one / 1e9 == pytest.approx(35, abs=1)  # GB/s, as measured at 67 MB
 
 
+@pytest.mark.parametrize(("layers", "share"), [(1, 0), (2, 0), (3, 0.5), (4, 1), (8, 1)])
+def test_weights_beyond_half_of_the_cache_are_cold_where_tables_were_warm(layers: int, share: float) -> None:
+    table = {"axes": {"rows": [1], "inputs": [1], "outputs": [1]}, "rates": [10]}
+    on = target(
+        tables={"gemm": {"float32": [table]}},
+        cache={"mib": 1, "bandwidth_gb_s": 10},
+        bandwidth_gb_s=1,
+        node_overhead_us=0,
+    )
+    net = Net()
+    y = net.input("x", [1, 256])
+    for number in range(layers):
+        y = net.node("MatMul", y, net.weight(f"w{number}", (256, 256)))
+    seconds = price(net.model(y), on).report.seconds
+    assert seconds == pytest.approx(layers * 256 * 256 * (1 / 10e9 + share * 4 / 1e9))
+
+
 def quantised_conv() -> ir.Model:
     net = Net()
     one, zero = net.constant(np.array(0.1, np.float32), "s"), net.constant(np.array(0, np.uint8), "z")
