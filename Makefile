@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+# Setuptools warns of every editable installation from a folder that holds the package.
+INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
 .PHONY: help demo test check docs site pass bench clean
 
@@ -11,12 +13,12 @@ help:            ## Show this help.
 $(VENV)/.core: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ccompile needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) --upgrade pip
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(INSTALL) --editable '.[test]'
 	@touch $@
 
 demo: $(VENV)/.core    ## Compile the shipped example and print its evidence.
@@ -36,7 +38,7 @@ docs: $(VENV)/.test    ## Refresh the schema and the pass reference.
 	$(BIN)/python docs/generate.py
 
 $(VENV)/.docs: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 site: $(VENV)/.docs    ## Build the documentation site: out/site/index.html
