@@ -602,10 +602,19 @@ def remove_dead(graph: ir.Graph) -> list[ir.Node]:
         if not any(output.is_graph_output() or list(output.uses()) for output in node.outputs):
             graph.remove(node, safe=True)
             removed.append(node)
-    for name, value in list(graph.initializers.items()):
-        if not list(value.uses()) and not value.is_graph_output() and not value.is_graph_input():
-            graph.initializers.pop(name)
+    for name in _unread(graph):
+        graph.initializers.pop(name)
     return removed
+
+
+def unread(model: ir.Model) -> list[str]:
+    """Return the initializers of the main graph that nothing reads, in any graph, and that are no input or output."""
+    return _unread(model.graph)
+
+
+def _unread(graph: ir.Graph) -> list[str]:
+    values = graph.initializers.items()
+    return [name for name, value in values if not (value.uses() or value.is_graph_input() or value.is_graph_output())]
 
 
 def facts(node: ir.Node) -> dict[str, float | str]:

@@ -62,6 +62,8 @@ class Session:
         import onnxruntime as ort
 
         proto, weights = graph.to_proto(model)
+        for name in weights.keys() & set(graph.unread(model)):  # which ONNX Runtime forgets first
+            del weights[name], proto.graph.initializer[[t.name for t in proto.graph.initializer].index(name)]
         present = {output.name for output in proto.graph.output}
         for name in observed:
             if name not in present:

@@ -43,7 +43,7 @@ class TidyGraph(Rewrite):
 
     def run(self, view: View) -> PassResult:
         """Apply all rules until none fires."""
-        applied: list[Site] = []
+        applied = [Site((name,), "an initializer that nothing reads") for name in graph.unread(view.model)]
         skipped: dict[str, Skip] = {}
         while True:
             before = len(applied)

@@ -94,6 +94,14 @@ def test_weights_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tensor.numpy().ctypes.data in held
 
 
+def test_a_large_weight_that_nothing_reads_is_left_out() -> None:
+    net = builders.Net()
+    net.weight("unread", (300, 300))
+    model = net.model(net.node("Relu", net.input("x", [1, 4])))
+    x = np.ones((1, 4), np.float32)
+    assert (runtime.Session(model, ONE).run({"x": x})[model.graph.outputs[0].name or ""] == x).all()
+
+
 def test_a_session_leaves_the_model_as_it_was() -> None:
     model = builders.mlp(0)
     before = graph.to_proto(model)[0].SerializeToString()

@@ -23,6 +23,18 @@ def test_equal_texts_are_not_shared() -> None:
     assert {"a", "b"} <= run.model.graph.initializers.keys()
 
 
+def test_an_initializer_that_nothing_reads_goes() -> None:
+    net = Net()
+    net.weight("unread", (300, 300))
+    run = driver.run_step(
+        registry.find("tidy-graph").model_validate({}), net.model(net.node("Relu", net.input("x", [1, 4])))
+    )
+    assert not run.model.graph.initializers
+    assert [(site.nodes, site.note) for site in run.record.applied] == [
+        (("unread",), "an initializer that nothing reads")
+    ]
+
+
 def twins() -> ir.Model:
     """Two layers in a row whose weights are equal."""
     net = Net(0)
