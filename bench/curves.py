@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ccompile import graph, pipeline, runtime
+from ccompile import onnx_io, pipeline, runtime
 from ccompile.data import open_data
 from ccompile.errors import CcompileError
 from ccompile.request import Request
@@ -122,9 +122,9 @@ def measured(label: str, share: float, given: argparse.Namespace, out: Path) -> 
 
 def raced(path: Path, spec: Any, given: argparse.Namespace) -> tuple[float, float, float]:
     """Return lower quartile, median and upper quartile of how many times faster than the source one sample runs."""
-    source = graph.load(given.model).model
+    source = onnx_io.load(given.model).model
     first = next(iter(open_data(spec.data, source, spec.base, 0).verification.batches()))
-    timing = runtime.race(graph.load(path).model, source, runtime.one_sample(first.feeds, source)[0], threads=1)
+    timing = runtime.race(onnx_io.load(path).model, source, runtime.one_sample(first.feeds, source)[0], threads=1)
     return timing.low, timing.ratio, timing.high
 
 

@@ -32,7 +32,7 @@ print(json.dumps([seconds, 0.0, peak() - base]))
 COMPILE = """
 import json, re, sys, time
 from pathlib import Path
-from ccompile import pipeline
+from ccompile import onnx_io, pipeline
 from ccompile.request import Request
 from ccompile.spec import parse
 import onnxruntime
@@ -56,9 +56,9 @@ def stored(path: Path, folder: Path) -> Path:
     """Write the model with every large ConstantOfShape output stored as seeded random weights."""
     import numpy as np
 
-    from ccompile import graph
+    from ccompile import graph, onnx_io
 
-    model = graph.load(path).model
+    model = onnx_io.load(path).model
     rng = np.random.default_rng(0)
     for node in list(model.graph):
         array = graph.constant(node.outputs[0]) if node.op_type == "ConstantOfShape" else None
@@ -68,16 +68,16 @@ def stored(path: Path, folder: Path) -> Path:
         node.outputs[0].replace_all_uses_with(graph.add_constant(model.graph, f"{node.name}_w", weights))
     graph.remove_dead(model.graph)
     out = folder / f"stored_{path.name}"
-    graph.save(model, out)
+    onnx_io.save(model, out)
     return out
 
 
 def weight_bytes(path: Path) -> int:
-    from ccompile import cost, graph
+    from ccompile import cost, onnx_io
     from ccompile.analysis.shapes import infer
     from ccompile.target import load_target
 
-    model = graph.load(path).model
+    model = onnx_io.load(path).model
     types = infer(model, cost.example_shapes(model))
     return cost.price(model, types, load_target("generic-cpu", Path())).report.resident_bytes
 

@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 from pydantic import ValidationError
 
-from ccompile import files, graph, provenance
+from ccompile import files, onnx_io, provenance
 from ccompile.errors import CcompileError, ModelError
 from ccompile.evidence import Evidence, StepRecord
 from ccompile.request import Request, step_name
@@ -175,7 +175,7 @@ def digest_of(ref: dict[str, Any]) -> str:
 
 
 def _put(store: Store, model: ir.Model) -> dict[str, Any] | None:
-    proto, weights = graph.to_proto(model)
+    proto, weights = onnx_io.to_proto(model)
     try:
         message = proto.SerializeToString(deterministic=True)
     except ValueError:  # protobuf refuses 2 GiB
@@ -183,7 +183,7 @@ def _put(store: Store, model: ir.Model) -> dict[str, Any] | None:
     ref = {"message": store.put(message), "weights": {}}
     ref["weights"] = {name: store.put(files.bytes_of(tensor)) for name, tensor in weights.items()}
     twin = _get(store, ref)
-    if twin is None or graph.to_proto(twin)[0].SerializeToString(deterministic=True) != message:
+    if twin is None or onnx_io.to_proto(twin)[0].SerializeToString(deterministic=True) != message:
         return None
     return ref
 
@@ -199,7 +199,7 @@ def _get(store: Store, ref: dict[str, Any]) -> ir.Model | None:
         if (content := contents.get(tensor.name)) is not None:
             weights[tensor.name] = files.array_of(tensor, ir.DataType(tensor.data_type), content)
     try:
-        return graph.from_proto(proto, weights)[0]
+        return onnx_io.from_proto(proto, weights)[0]
     except ModelError:
         return None
 

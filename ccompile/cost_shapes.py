@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
-from ccompile import graph
+from ccompile import graph, onnx_io
 from ccompile.analysis.shapes import UNKNOWN, Shapes, ValueType, infer
 from ccompile.errors import DataError, nearest
 
@@ -31,7 +31,7 @@ def inner_types(model: ir.Model, shapes: Shapes) -> dict[ir.Graph, Shapes]:
     """Return the types of the values in each subgraph, and around it, inferred from the top-level `shapes`."""
     if not any(any(graph.subgraphs(node)) for node in model.graph):
         return {}
-    proto = graph.skeleton(model)
+    proto = onnx_io.skeleton(model)
     _forget(proto.graph)
     known = {value.name for value in proto.graph.input}
     for name, found in shapes.items():

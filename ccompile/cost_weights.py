@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ccompile import graph
+from ccompile import graph, onnx_io
 from ccompile.analysis.shapes import UNKNOWN, Shapes, ValueType
 from ccompile.cost_ops import LINEAR, NEVER_FOLDED, NOT_WEIGHTS, UNPACKS, ZERO_POINT
 
@@ -205,7 +205,7 @@ def nonzero_elements(leaf: Leaf, elements: int, chunk: int = 1 << 20) -> int:
         node = leaf.value.producer()
         fill = graph.attribute(node, "value") if node is not None else None
         return elements if fill is not None and np.any(fill.numpy()) else 0
-    if isinstance(leaf.tensor, graph.SparseTensor):
+    if isinstance(leaf.tensor, onnx_io.SparseTensor):
         return int(np.count_nonzero(onnx.numpy_helper.to_array(leaf.tensor.proto.values)))
     array = leaf.tensor.numpy()
     zeros = graph.constant(leaf.zero)

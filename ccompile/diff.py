@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ccompile import graph, runtime
+from ccompile import graph, onnx_io, runtime
 from ccompile.comparison import compare, rtol_of
 from ccompile.data import DataSpec, open_data
 from ccompile.errors import DataError
@@ -43,7 +43,7 @@ def compare_files(
     if given.samples is not None or data is None:
         kind["samples"] = given.samples or SAMPLES
     spec = DataSpec.model_validate({"verification": kind})
-    models = [graph.load(path).model for path in (candidate, reference)]
+    models = [onnx_io.load(path).model for path in (candidate, reference)]
     inputs = open_data(spec, models[1], Path(), given.seed).verification
     mine, theirs = (
         runtime.outputs_of(model, (batch.feeds for batch in inputs.batches()), Settings(given.threads))

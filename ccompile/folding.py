@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import graph, tidying
+from ccompile import graph, onnx_io, tidying
 from ccompile.core import Array, Site, Skip, View
 from ccompile.errors import ModelError
 
@@ -155,7 +155,7 @@ def shared(view: View, skipped: dict[str, Skip]) -> list[Site]:
 
 def _sharable(value: ir.Value) -> bool:
     tensor = value.const_value
-    if tensor is None or isinstance(tensor, graph.SparseTensor) or tensor.dtype == ir.DataType.STRING:
+    if tensor is None or isinstance(tensor, onnx_io.SparseTensor) or tensor.dtype == ir.DataType.STRING:
         return False
     return not value.is_graph_output() and not value.is_graph_input()
 

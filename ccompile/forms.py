@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ccompile import graph
+from ccompile import onnx_io
 from ccompile.core import Array
 from ccompile.decoding import (
     CONSTANT,
@@ -293,7 +293,7 @@ class Sparse:
         proto = onnx.SparseTensorProto(dims=list(self.array.shape))
         proto.values.CopyFrom(onnx.numpy_helper.from_array(flat[indices], name))
         proto.indices.CopyFrom(onnx.numpy_helper.from_array(indices, f"{name}_indices"))
-        value.const_value = graph.SparseTensor(proto)
+        value.const_value = onnx_io.SparseTensor(proto)
         value.shape = ir.Shape(self.array.shape)
         return value
 

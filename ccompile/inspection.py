@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import cost, graph, profiling, registry, runtime
+from ccompile import cost, graph, onnx_io, profiling, registry, runtime
 from ccompile.analysis.channels import Group, channels
 from ccompile.analysis.shapes import UNKNOWN, ValueType, infer
 from ccompile.core import Compression, Pass, PassResult, Rewrite, Site, Skip, View
@@ -72,7 +72,7 @@ class Coupling:
 
 def inspect_groups(path: Path) -> Coupling:
     """Return the groups of coupled channels of a model. Raises ModelError when it cannot be read."""
-    source = graph.load(path)
+    source = onnx_io.load(path)
     inside = [str(node.name) for node in source.model.graph if any(True for _ in graph.subgraphs(node))]
     more = f" and {len(inside) - 1} more" if len(inside) > 1 else ""
     hidden = [f"channels inside the subgraphs of `{inside[0]}`{more} are not looked at"] if inside else []
@@ -85,7 +85,7 @@ def inspect_model(path: Path, target: Target, shapes: Mapping[str, tuple[int, ..
 
     Raises ModelError when the model cannot be read.
     """
-    source = graph.load(path)
+    source = onnx_io.load(path)
     example = cost.example_shapes(source.model, shapes)
     notes = [*source.notes, *cost.guessed_axes(source.model, shapes)]
     for name, shape in shapes.items():
@@ -105,7 +105,7 @@ def measure_model(
 
     Raises ModelError when the model cannot be read or run.
     """
-    model = graph.load(path).model
+    model = onnx_io.load(path).model
     example = cost.example_shapes(model, shapes)
     types, refused = _types(model, example)
     if refused:

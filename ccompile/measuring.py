@@ -23,7 +23,7 @@ from typing import Any
 import onnx
 import yaml
 
-from ccompile import benchmarks, graph, timing
+from ccompile import benchmarks, onnx_io, timing
 from ccompile.benchmarks import Probe, Series
 from ccompile.core import Array
 from ccompile.runtime import Session, Settings
@@ -104,7 +104,7 @@ class Bench:
 
     def session(self, proto: onnx.ModelProto, profile: str = "") -> Session:
         """Return a session as deployed."""
-        return Session(graph.from_proto(proto)[0], Settings(self.threads, optimise=True, profile=profile))
+        return Session(onnx_io.from_proto(proto)[0], Settings(self.threads, optimise=True, profile=profile))
 
     def seconds_of(self, probe: Probe, file: Path) -> float:
         """Return the seconds of a probe's nodes in a profile, NaN where they did not run."""

@@ -14,7 +14,20 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import __version__, contracts, cost, depfile, disk, drift, graph, locking, registry, runtime, snapshots
+from ccompile import (
+    __version__,
+    contracts,
+    cost,
+    depfile,
+    disk,
+    drift,
+    graph,
+    locking,
+    onnx_io,
+    registry,
+    runtime,
+    snapshots,
+)
 from ccompile import target as targets
 from ccompile.acting import act
 from ccompile.analysis.shapes import ValueType
@@ -167,7 +180,7 @@ class Run:
         """Read model and data."""
         request, spec = self.request, self.request.spec
         self.settings = Settings(request.threads)
-        self.source = graph.load(request.model)
+        self.source = onnx_io.load(request.model)
         check_external(request, self.source.external)
         self.data: Data = open_data(spec.data, self.source.model, spec.data_base or spec.base, request.seed)
         self.samples = self.data.verification.samples
@@ -297,7 +310,7 @@ class Run:
             return
         self.at, self.pending = digest_of(kept.after), kept.after
         if self.request.dump is not None:
-            graph.save(self.cache.graph_of(kept.after), self.request.dump / dump_name(index, step))
+            onnx_io.save(self.cache.graph_of(kept.after), self.request.dump / dump_name(index, step))
 
     def _catch_up(self) -> None:
         """Load the graph that the cache has led to, and run it."""
@@ -325,7 +338,7 @@ class Run:
         if attempt.broken:
             verdict = "failed" if step.on_violation == "fail" else "reverted"
         if self.request.dump is not None:
-            graph.save(attempt.model, self.request.dump / dump_name(index, step))
+            onnx_io.save(attempt.model, self.request.dump / dump_name(index, step))
         self._note_unmeasured(index, step, attempt)
         self.steps.append(self._record(index, step, attempt, verdict, reason))
         if attempt.state is not None and not attempt.broken:
@@ -399,7 +412,7 @@ class Run:
             return _Attempt(model, result, before, previous, source)
         if graph.signature(model) != graph.signature(self.source.model):
             return _Attempt(model, result, broken="the model's inputs or outputs are not what they were")
-        if (complaint := graph.check(model)) and not graph.check(before.model):
+        if (complaint := onnx_io.check(model)) and not onnx_io.check(before.model):
             return _Attempt(model, result, broken=f"ONNX's checker refuses the graph: {complaint}")
         outputs = Recording()
         start = time.perf_counter()
@@ -484,7 +497,7 @@ class Run:
             made.append(evidence.model_copy(update={"output": output}))
             self._put_beside(made[0])
 
-        graph.save(model, self.request.output, self._provenance(), approve=approve)
+        onnx_io.save(model, self.request.output, self._provenance(), approve=approve)
         return made[0]
 
     def _judge(self) -> _Judged:
@@ -515,11 +528,11 @@ class Run:
 
         def approve(path: Path, data: Path | None) -> None:
             self._refuse_other(path)
-            seen = Fingerprint.of(graph.load(path).model, self.inputs, prints_of(state.outputs))
+            seen = Fingerprint.of(onnx_io.load(path).model, self.inputs, prints_of(state.outputs))
             made.append(evidence_of(FileRecord.of(request.output.name, path, data), seen))
             self._put_beside(made[0])
 
-        graph.save(state.model, request.output, self._provenance(), approve=approve)
+        onnx_io.save(state.model, request.output, self._provenance(), approve=approve)
         return made[0]
 
     def _put_beside(self, evidence: Evidence) -> None:

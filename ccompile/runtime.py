@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ccompile import graph
+from ccompile import graph, onnx_io
 from ccompile.analysis.shapes import ValueType, infer
 from ccompile.errors import ModelError
 
@@ -61,7 +61,7 @@ class Session:
     def __init__(self, model: ir.Model, settings: Settings, observed: Sequence[str] = ()) -> None:
         import onnxruntime as ort
 
-        proto, weights = graph.to_proto(model)
+        proto, weights = onnx_io.to_proto(model)
         for name in weights.keys() & set(graph.unread(model)):  # which ONNX Runtime forgets first
             del weights[name], proto.graph.initializer[[t.name for t in proto.graph.initializer].index(name)]
         present = {output.name for output in proto.graph.output}
@@ -219,7 +219,7 @@ def evaluate(values: Sequence[ir.Value], settings: Settings) -> list[Array]:
         opset_imports=opsets,
         ir_version=_IR_VERSION,
     )
-    session = Session(graph.from_proto(proto)[0], settings)
+    session = Session(onnx_io.from_proto(proto)[0], settings)
     found = session.run({})
     return [np.asarray(found[str(value.name)]) for value in values]
 

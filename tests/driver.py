@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ccompile import graph, pipeline, runtime, target
+from ccompile import graph, onnx_io, pipeline, runtime, target
 from ccompile.data import Batch, Data, DataSet
-from ccompile.graph import Source
+from ccompile.onnx_io import Source
 from ccompile.recording import Recording
 from ccompile.request import Request
 from ccompile.spec import Gates, Spec
@@ -143,7 +143,7 @@ def model_of(text: str) -> tuple[ir.Model, set[str]]:
     for info in [info for info in proto.graph.value_info if info.name in drawn]:
         proto.graph.initializer.append(draw_weight(info))
     del proto.graph.value_info[:]
-    return graph.from_proto(proto)[0], drawn
+    return onnx_io.from_proto(proto)[0], drawn
 
 
 def draw_weight(info: onnx.ValueInfoProto) -> onnx.TensorProto:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ccompile import graph
+from ccompile import onnx_io
 from ccompile.data import Batch, Data, DataSource, DataSpec, open_data
 from ccompile.errors import DataError
 
@@ -37,7 +37,7 @@ def model_of(*inputs: onnx.ValueInfoProto) -> ir.Model:
     proto = helper.make_model(
         helper.make_graph(nodes, "g", list(inputs), outputs), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
     )
-    return graph.from_proto(proto)[0]
+    return onnx_io.from_proto(proto)[0]
 
 
 def source(**options: Any) -> DataSource:

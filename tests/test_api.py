@@ -16,7 +16,7 @@ import pytest
 from runs import ROOT, Run, environment
 
 import ccompile
-from ccompile import graph
+from ccompile import onnx_io
 from ccompile.errors import ContractError, DataError, ModelError, SpecError
 
 TIDY: dict[str, Any] = {"version": 1, "passes": ["tidy-graph"]}
@@ -149,7 +149,7 @@ def test_a_name_that_is_not_public_is_refused() -> None:
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (block,) = (block for block in blocks if "ccompile.compile(" in block)
-    graph.save(builders.mlp(0), tmp_path / "model.onnx")
+    onnx_io.save(builders.mlp(0), tmp_path / "model.onnx")
     np.savez(tmp_path / "verify.npz", x=X)
     (tmp_path / "spec.yaml").write_text("version: 1\npasses: [tidy-graph]\n")
     monkeypatch.chdir(tmp_path)
@@ -161,7 +161,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_equal_models_are_close(tmp_path: Path) -> None:
-    graph.save(builders.mlp(0), tmp_path / "a.onnx")
+    onnx_io.save(builders.mlp(0), tmp_path / "a.onnx")
     ccompile.assert_onnx_close(tmp_path / "a.onnx", model())
     ccompile.assert_onnx_close(model(), model(), {"x": X}, atol=0)
 

@@ -36,6 +36,7 @@ LAYERS = [
     ["ccompile.files", "ccompile.see_through", "ccompile.splice"],
     ["ccompile.container", "ccompile.choosing"],
     ["ccompile.graph"],
+    ["ccompile.onnx_io"],
     ["ccompile.identity"],
     ["ccompile.analysis", "ccompile.analysis.*"],
     [

@@ -21,7 +21,7 @@ import yaml
 from builders import mlp
 from runs import ROOT, TIDY, Run, command, environment, scratch_files, spawn
 
-from ccompile import graph, spec
+from ccompile import onnx_io, spec
 from ccompile.errors import CcompileError
 
 OLD = b"the previous output"
@@ -279,7 +279,7 @@ def test_full_disk_leaves_the_previous_output_whole(digits: Path) -> None:
 
 
 def test_disk_that_is_full_for_the_evidence_only_leaves_the_previous_output_too(tmp_path: Path) -> None:
-    graph.save(mlp(0), tmp_path / "small.onnx")
+    onnx_io.save(mlp(0), tmp_path / "small.onnx")
     steps = ", ".join(["tidy-graph"] * 9)
     data = "data: {verification: {synthetic: {}, samples: 2}}"
     (tmp_path / "tidy.yaml").write_text(f"version: 1\n{data}\npasses: [{steps}]\n")

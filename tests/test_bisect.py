@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from runs import Ended, Run
 
-from ccompile import graph
+from ccompile import onnx_io
 
 SPEC = """
 version: 1
@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(model: ir.Model, *steps: str) -> None:
-    graph.save(model, "model.onnx")
+    onnx_io.save(model, "model.onnx")
     Path("spec.yaml").write_text(SPEC.format(steps="".join(steps).rstrip()))
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from runs import Ended, Run
 
-from ccompile import caching, graph, provenance, spec
+from ccompile import caching, onnx_io, provenance, spec
 from ccompile.acting import act
 from ccompile.caching import Cache
 from ccompile.pipeline import compile_model
@@ -42,7 +42,7 @@ class Workshop:
 
     def write(self, passes: list[Any], model: ir.Model | None = None, seed: int = 0, **more: Any) -> None:
         if model is not None:
-            graph.save(model, self.folder / "model.onnx")
+            onnx_io.save(model, self.folder / "model.onnx")
         rng = np.random.default_rng(seed)
         for name in ("calibration", "verification"):
             np.savez(self.folder / f"{name}.npz", x=rng.standard_normal((64, 12)).astype(np.float32))

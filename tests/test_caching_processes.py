@@ -18,7 +18,7 @@ import builders
 import pytest
 from runs import environment, scratch_files
 
-from ccompile import graph
+from ccompile import onnx_io
 from ccompile.evidence import Evidence
 from ccompile.store import Store, digest_of
 
@@ -106,7 +106,7 @@ class Forks:
 
 @pytest.fixture
 def forks(tmp_path: Path) -> Any:
-    graph.save(builders.mlp(0), tmp_path / "model.onnx")
+    onnx_io.save(builders.mlp(0), tmp_path / "model.onnx")
     made = Forks(tmp_path)
     yield made
     made.close()
@@ -175,7 +175,7 @@ def test_many_compiles_at_once_give_the_bytes_that_each_gives_alone(forks: Forks
     folder = forks.folder
     files = [f"{index}.onnx" for index in range(models)]
     for index, name in enumerate(files):
-        graph.save(builders.mlp(index), folder / name)
+        onnx_io.save(builders.mlp(index), folder / name)
     jobs = list(zip(write_specs(folder, specs) * (AT_ONCE // specs), files * (AT_ONCE // models), strict=True))
     outputs = [f"out{index}.onnx" for index in range(AT_ONCE)]
     runs = [(arguments_of(spec, out, model), None, None) for (spec, model), out in zip(jobs, outputs, strict=True)]

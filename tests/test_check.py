@@ -18,7 +18,7 @@ import pytest
 from onnx import numpy_helper
 from runs import Ended, Run
 
-from ccompile import graph
+from ccompile import graph, onnx_io
 
 SPEC = """
 version: 1
@@ -57,7 +57,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ccompile.request import Request
 
     folder = tmp_path_factory.mktemp("built")
-    graph.save(small_net(), folder / "source.onnx")
+    onnx_io.save(small_net(), folder / "source.onnx")
     save_data(folder / "verify.npz")
     (folder / "spec.yaml").write_text(SPEC)
     request = Request(folder / "source.onnx", spec.load(folder / "spec.yaml"), folder / "out.onnx", threads=1)
@@ -209,7 +209,7 @@ def test_a_source_that_is_not_the_builds_is_named(folder: Path, run: Run) -> Non
     array = graph.constant(weight)
     assert array is not None
     weight.const_value = ir.Tensor(array * 2, name="fc1.w")
-    graph.save(model, folder / "source.onnx")
+    onnx_io.save(model, folder / "source.onnx")
     found = broken(run, "--against", "source.onnx")
     assert {"build source", "source y"} <= found.keys()
 
@@ -268,7 +268,7 @@ def quantised(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path
     decoded = net.node("DequantizeLinear", weight, scale, zero, name="decode", axis=1)
     y = net.node("MatMul", x, decoded, name="multiply")
     y.name = "y"
-    graph.save(net.model(y), tmp_path / "source.onnx")
+    onnx_io.save(net.model(y), tmp_path / "source.onnx")
     np.savez(tmp_path / "verify.npz", x=rng.standard_normal((16, 64)).astype(np.float32))
     (tmp_path / "spec.yaml").write_text("version: 1\ndata: {verification: {npz: verify.npz}}\npasses: [tidy-graph]\n")
     assert run("source.onnx", "-s", "spec.yaml", "-o", "out.onnx", "-q").code == 0
@@ -453,13 +453,13 @@ def test_evidence_of_a_failed_compile_is_refused(folder: Path, run: Run) -> None
     ids=" ".join,
 )
 def test_what_cannot_be_checked_is_refused(folder: Path, run: Run, arguments: list[str]) -> None:
-    graph.save(builders.mlp(0), folder / "other.onnx")
+    onnx_io.save(builders.mlp(0), folder / "other.onnx")
     ended = check(run, *arguments)
     assert (ended.code, ended.out, "Traceback" in ended.err) == (2, "", False), ended.err
 
 
 def test_another_model_is_refused(folder: Path, run: Run) -> None:
-    graph.save(builders.mlp(0), folder / "out.onnx")
+    onnx_io.save(builders.mlp(0), folder / "out.onnx")
     ended = check(run)
     assert ended.code == 2
     assert "Is it the evidence of this model?" in ended.err

@@ -17,7 +17,7 @@ from builders import Net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccompile import cost, graph
+from ccompile import cost, graph, onnx_io
 from ccompile.analysis import shapes
 from ccompile.core import CostReport
 from ccompile.errors import DataError
@@ -46,7 +46,7 @@ def target(**changed: object) -> Target:
 def price(
     model: ir.Model, on: Target | None = None, given: Mapping[str, tuple[int, ...]] | None = None
 ) -> cost.ModelCost:
-    assert graph.check(model) == ""
+    assert onnx_io.check(model) == ""
     found = shapes.infer(model, cost.example_shapes(model, given))
     return cost.price(model, found, on or target())
 
@@ -390,7 +390,7 @@ def test_a_sparse_weight_counts_dense_and_is_stored_sparse() -> None:
     proto = onnx.helper.make_sparse_tensor(
         onnx.helper.make_tensor("w", 1, [2], [1.0, 2.0]), onnx.helper.make_tensor("i", 7, [2], [0, 7]), [4, 5]
     )
-    y = net.node("MatMul", net.input("x", [1, 4]), net.stored(graph.SparseTensor(proto), "w"))
+    y = net.node("MatMul", net.input("x", [1, 4]), net.stored(onnx_io.SparseTensor(proto), "w"))
     known = {
         "x": shapes.ValueType(ir.DataType.FLOAT, (1, 4)),
         "matmul0_out": shapes.ValueType(ir.DataType.FLOAT, (1, 5)),
@@ -614,7 +614,7 @@ def from_nodes(nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], *
     proto = onnx.helper.make_model(
         onnx.helper.make_graph(nodes, "g", inputs, [out], initializers), opset_imports=opsets, ir_version=10, **more
     )
-    return graph.from_proto(proto)[0]
+    return onnx_io.from_proto(proto)[0]
 
 
 X = onnx.helper.make_tensor_value_info("x", 1, ["N", 8])

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ccompile import graph
+from ccompile import graph, onnx_io
 from ccompile.diff import Change, as_data, compare_graphs
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def with_constant(number: float, inside: bool) -> ir.Model:
     result = helper.make_tensor_value_info("z" if inside else "y", TensorProto.FLOAT, None)
     body = helper.make_graph(nodes, "g", ports, [result])
     proto: onnx.ModelProto = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return graph.from_proto(proto)[0]
+    return onnx_io.from_proto(proto)[0]
 
 
 @pytest.mark.parametrize(("inside", "name"), [(False, "k"), (True, "if")])

@@ -13,7 +13,7 @@ import pytest
 from builders import conv_bn_net, mlp
 from onnx import TensorProto, helper, numpy_helper
 
-from ccompile import files, graph, runtime, wire
+from ccompile import files, graph, onnx_io, runtime, wire
 from ccompile.errors import CcompileError, ModelError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def written(folder: Path, proto: onnx.ModelProto) -> Path:
     return path
 
 
-def weight(source: graph.Source, name: str = "w") -> Array:
+def weight(source: onnx_io.Source, name: str = "w") -> Array:
     tensor = source.model.graph.initializers[name].const_value
     assert tensor is not None
     return tensor.numpy()
@@ -54,7 +54,7 @@ def weight(source: graph.Source, name: str = "w") -> Array:
 
 def refusal(path: Path) -> str:
     with pytest.raises(ModelError) as caught:
-        graph.load(path)
+        onnx_io.load(path)
     return str(caught.value)
 
 
@@ -63,7 +63,7 @@ def refusal(path: Path) -> str:
 
 @pytest.mark.parametrize("array", [W, W[:1, :5], np.float32(3)], ids=["large", "small", "scalar"])
 def test_weights_are_read_as_they_are_and_cannot_be_written(tmp_path: Path, array: Array) -> None:
-    source = graph.load(written(tmp_path, add_model(numpy_helper.from_array(np.asarray(array), "w"))))
+    source = onnx_io.load(written(tmp_path, add_model(numpy_helper.from_array(np.asarray(array), "w"))))
     np.testing.assert_array_equal(weight(source), array)
     with pytest.raises(ValueError, match="read-only"):
         weight(source)[...] = 0
@@ -79,7 +79,7 @@ def test_a_large_weight_is_a_view_of_the_one_buffer_read(tmp_path: Path) -> None
 def test_weights_in_typed_fields_are_read(tmp_path: Path) -> None:
     tensor = helper.make_tensor("w", TensorProto.FLOAT, W.shape, W.reshape(-1).tolist())
     assert not tensor.raw_data
-    np.testing.assert_array_equal(weight(graph.load(written(tmp_path, add_model(tensor)))), W)
+    np.testing.assert_array_equal(weight(onnx_io.load(written(tmp_path, add_model(tensor)))), W)
 
 
 def test_the_wire_format_is_split_and_whole_again() -> None:
@@ -120,7 +120,7 @@ def test_a_weight_of_an_unknown_type_is_refused(tmp_path: Path, kind: int) -> No
 @pytest.mark.parametrize("entries", [{}, {"offset": 64}, {"offset": 64, "length": 2400}])
 def test_external_data_is_read_from_its_offset(tmp_path: Path, entries: dict[str, Any]) -> None:
     (tmp_path / "w.bin").write_bytes(b"\7" * entries.get("offset", 0) + W.tobytes())
-    source = graph.load(written(tmp_path, add_model(external(location="w.bin", **entries))))
+    source = onnx_io.load(written(tmp_path, add_model(external(location="w.bin", **entries))))
     np.testing.assert_array_equal(weight(source), W)
     with pytest.raises(ValueError, match="read-only"):
         weight(source)[...] = 0
@@ -130,7 +130,9 @@ def test_external_data_is_read_from_its_offset(tmp_path: Path, entries: dict[str
 def test_external_data_in_a_folder_beside_is_read(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "w.bin").write_bytes(W.tobytes())
-    np.testing.assert_array_equal(weight(graph.load(written(tmp_path, add_model(external(location="data/w.bin"))))), W)
+    np.testing.assert_array_equal(
+        weight(onnx_io.load(written(tmp_path, add_model(external(location="data/w.bin"))))), W
+    )
 
 
 def test_the_digest_covers_external_data(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_the_digest_covers_external_data(tmp_path: Path) -> None:
     digests = []
     for array in (W, W + 1):
         (tmp_path / "w.bin").write_bytes(array.tobytes())
-        digests.append(graph.load(path).digest)
+        digests.append(onnx_io.load(path).digest)
     assert digests[0] != digests[1]
 
 
@@ -185,7 +187,7 @@ def test_external_data_outside_the_folder_is_refused_with_its_tensor(tmp_path: P
 def test_a_link_to_a_file_in_the_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(W.tobytes())
     (tmp_path / "link.bin").symlink_to("w.bin")
-    np.testing.assert_array_equal(weight(graph.load(written(tmp_path, add_model(external(location="link.bin"))))), W)
+    np.testing.assert_array_equal(weight(onnx_io.load(written(tmp_path, add_model(external(location="link.bin"))))), W)
 
 
 def test_external_data_that_is_a_folder_or_a_pipe_is_refused(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_external_data_that_is_a_folder_or_a_pipe_is_refused(tmp_path: Path) -> 
 
 def test_empty_external_data_is_read_or_refused_by_its_shape(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(b"")
-    source = graph.load(written(tmp_path, add_model(external(shape=(0, 30), location="w.bin"), shape=(0, 30))))
+    source = onnx_io.load(written(tmp_path, add_model(external(shape=(0, 30), location="w.bin"), shape=(0, 30))))
     assert weight(source).shape == (0, 30)
     assert "`w`" in refusal(written(tmp_path, add_model(external(location="w.bin"))))
 
@@ -208,7 +210,7 @@ def test_external_data_of_types_that_numpy_lacks_is_read(tmp_path: Path, dtype: 
     tensor.data_type = dtype
     content = np.random.default_rng(0).integers(0, 128, size, np.uint8).tobytes()
     (tmp_path / "w.bin").write_bytes(content)
-    source = graph.load(written(tmp_path, add_model(tensor)))
+    source = onnx_io.load(written(tmp_path, add_model(tensor)))
     kept = source.model.graph.initializers["w"].const_value
     assert kept is not None
     assert kept.tobytes() == content
@@ -232,7 +234,7 @@ def test_external_data_inside_attributes_is_read_and_digested(tmp_path: Path) ->
     path, digests = written(tmp_path, proto), []
     for array in (W, W + 1):
         (tmp_path / "w.bin").write_bytes(array.tobytes())
-        source = graph.load(path)
+        source = onnx_io.load(path)
         np.testing.assert_array_equal(graph.constant(source.model.graph.node("Constant_w").outputs[0]), array)
         digests.append(source.digest)
     assert digests[0] != digests[1]
@@ -249,24 +251,24 @@ def outputs(path: Path) -> Array:
 
 def test_beyond_the_limit_weights_go_to_a_file_named_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    assert graph.save(mlp(0), path) is None
+    assert onnx_io.save(mlp(0), path) is None
     inside = outputs(path)
-    data = graph.save(mlp(0), path, limit=100)
+    data = onnx_io.save(mlp(0), path, limit=100)
     assert data is not None
     assert data.parent == tmp_path
     np.testing.assert_array_equal(outputs(path), inside)
-    back = graph.load(path).model
+    back = onnx_io.load(path).model
     for name, value in mlp(0).graph.initializers.items():
         assert value.const_value is not None
-        np.testing.assert_array_equal(weight(graph.Source(back, path, "", 0), name), value.const_value.numpy())
-    assert graph.save(mlp(0), path, limit=100) == data
+        np.testing.assert_array_equal(weight(onnx_io.Source(back, path, "", 0), name), value.const_value.numpy())
+    assert onnx_io.save(mlp(0), path, limit=100) == data
 
 
 def test_the_data_file_of_the_build_before_is_removed_and_others_stay(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     strange = tmp_path / "m.onnx.mine.data"
     strange.touch()
-    first, second = (graph.save(mlp(seed), path, limit=100) for seed in (0, 1))
+    first, second = (onnx_io.save(mlp(seed), path, limit=100) for seed in (0, 1))
     assert first is not None
     assert second is not None
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["m.onnx", strange.name, second.name])
@@ -275,15 +277,15 @@ def test_the_data_file_of_the_build_before_is_removed_and_others_stay(tmp_path: 
 
 def test_a_model_that_fits_again_removes_its_data_file(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    graph.save(mlp(0), path, limit=100)
-    graph.save(mlp(1), path)
+    onnx_io.save(mlp(0), path, limit=100)
+    onnx_io.save(mlp(1), path)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
 @pytest.mark.parametrize("limit", [100, files.MESSAGE_LIMIT])
 def test_a_model_that_is_not_approved_changes_nothing(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "m.onnx"
-    graph.save(mlp(0), path, limit=limit)
+    onnx_io.save(mlp(0), path, limit=limit)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def refuse(found: Path, data: Path | None) -> None:
@@ -292,26 +294,26 @@ def test_a_model_that_is_not_approved_changes_nothing(tmp_path: Path, limit: int
         raise ModelError("no")
 
     with pytest.raises(ModelError, match="no"):
-        graph.save(mlp(1), path, limit=limit, approve=refuse)
+        onnx_io.save(mlp(1), path, limit=limit, approve=refuse)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CcompileError, match="cannot write"):
-        graph.save(mlp(0), tmp_path / "gone" / "m.onnx")
+        onnx_io.save(mlp(0), tmp_path / "gone" / "m.onnx")
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        graph.save(conv_bn_net(0), tmp_path / name, {"k": "v"})
+        onnx_io.save(conv_bn_net(0), tmp_path / name, {"k": "v"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    graph.save(graph.load(tmp_path / "a").model, tmp_path / "c")
+    onnx_io.save(onnx_io.load(tmp_path / "a").model, tmp_path / "c")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
 
 
 def test_initializers_keep_their_order(tmp_path: Path) -> None:
     tensors = [numpy_helper.from_array(W if large else W[:1], f"w{i}") for i, large in enumerate([0, 1, 0, 1])]
-    graph.save(graph.load(written(tmp_path, add_model(*tensors))).model, tmp_path / "o.onnx")
+    onnx_io.save(onnx_io.load(written(tmp_path, add_model(*tensors))).model, tmp_path / "o.onnx")
     assert [t.name for t in onnx.load(tmp_path / "o.onnx").graph.initializer] == ["w0", "w1", "w2", "w3"]
 
 
@@ -339,7 +341,7 @@ def test_a_damaged_file_is_refused_or_runs_but_never_gives_a_traceback(
     tmp_path: Path, damage: Callable[[bytes, np.random.Generator], bytes]
 ) -> None:
     whole, path = tmp_path / "whole.onnx", tmp_path / "damaged.onnx"
-    graph.save(conv_bn_net(0), whole)
+    onnx_io.save(conv_bn_net(0), whole)
     content, refused = whole.read_bytes(), 0
     structure = len(content) - sum(math.prod(t.dims) * 4 for t in onnx.load(whole).graph.initializer)
     assert structure > 900
@@ -348,7 +350,7 @@ def test_a_damaged_file_is_refused_or_runs_but_never_gives_a_traceback(
     for _ in range(200):
         path.write_bytes(damage(content, rng))
         try:
-            runtime.Session(graph.load(path).model, SETTINGS).run({"x": x})
+            runtime.Session(onnx_io.load(path).model, SETTINGS).run({"x": x})
         except ModelError:
             refused += 1
     assert refused > 20

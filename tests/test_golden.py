@@ -29,7 +29,7 @@ import onnx
 import pytest
 import yaml
 
-from ccompile import graph, registry
+from ccompile import onnx_io, registry
 from ccompile.errors import CcompileError
 
 FOLDER = Path(__file__).parent / "passes"
@@ -67,7 +67,7 @@ def all_cases() -> list[Case]:
 def outcome(case: Case) -> str:
     """Run a case; return what should stand after `---`. Fails when the step broke its contract."""
     model, drawn = driver.model_of(case.before)
-    assert not (complaint := graph.check(model)), f"ONNX's checker refuses the graph before: {complaint}"
+    assert not (complaint := onnx_io.check(model)), f"ONNX's checker refuses the graph before: {complaint}"
     step = registry.find(case.step).model_validate(yaml.safe_load(case.options) or {})
     run = driver.run_step(step, model)
     assert run.record.verdict == "kept", run.record.reason

@@ -13,7 +13,7 @@ import pytest
 from builders import Net, mlp
 from onnx import helper, numpy_helper
 
-from ccompile import graph, runtime
+from ccompile import graph, onnx_io, runtime
 from ccompile.core import Array
 from ccompile.errors import ModelError
 
@@ -25,7 +25,7 @@ def text(source: str) -> onnx.ModelProto:
 
 
 def loaded(source: str | onnx.ModelProto) -> ir.Model:
-    return graph.from_proto(text(source) if isinstance(source, str) else source)[0]
+    return onnx_io.from_proto(text(source) if isinstance(source, str) else source)[0]
 
 
 def refusal(source: str | onnx.ModelProto) -> str:
@@ -116,7 +116,7 @@ def test_every_kind_of_graph_survives_load_and_save(source: str, tmp_path: Path)
     proto.graph.node[0].doc_string = "node"
     proto.graph.node[0].metadata_props.add(key="k", value="v")
     (tmp_path / "in.onnx").write_bytes(proto.SerializeToString())
-    graph.save(graph.load(tmp_path / "in.onnx").model, tmp_path / "out.onnx")
+    onnx_io.save(onnx_io.load(tmp_path / "in.onnx").model, tmp_path / "out.onnx")
     back = onnx.load(tmp_path / "out.onnx")
     del back.graph.value_info[:]
     _sort(back)
@@ -162,7 +162,7 @@ def test_weights_of_types_that_numpy_lacks_survive(dtype: str, size: int, tmp_pa
     )
     proto.graph.output[0].name = "y"
     (tmp_path / "in.onnx").write_bytes(proto.SerializeToString())
-    graph.save(graph.load(tmp_path / "in.onnx").model, tmp_path / "out.onnx")
+    onnx_io.save(onnx_io.load(tmp_path / "in.onnx").model, tmp_path / "out.onnx")
     (back,) = onnx.load(tmp_path / "out.onnx").graph.initializer
     assert back.data_type == tensor.data_type
     np.testing.assert_array_equal(numpy_helper.to_array(back).astype(np.float32), array.astype(np.float32))
@@ -174,11 +174,11 @@ def test_a_sparse_initializer_passes_through(tmp_path: Path) -> None:
     proto = text(HEAD + "g (float[2, 3] x) => (float[2, 3] y) { y = Add (x, w) }")
     proto.graph.sparse_initializer.add(values=values, indices=indices, dims=[2, 3])
     (tmp_path / "in.onnx").write_bytes(proto.SerializeToString())
-    model = graph.load(tmp_path / "in.onnx").model
+    model = onnx_io.load(tmp_path / "in.onnx").model
     tensor = model.graph.initializers["w"].const_value
     assert tensor is not None
     np.testing.assert_array_equal(tensor.numpy(), [[0, 1, 0], [0, 2, 0]])
-    graph.save(graph.copy(model), tmp_path / "out.onnx")
+    onnx_io.save(graph.copy(model), tmp_path / "out.onnx")
     assert list(onnx.load(tmp_path / "out.onnx").graph.sparse_initializer) == list(
         onnx.load(tmp_path / "in.onnx").graph.sparse_initializer
     )
@@ -206,12 +206,12 @@ def test_initializers_listed_as_inputs_become_constants_with_a_note() -> None:
         + """
 g (float[N] x, float[1] w) => (float[N] y) <float[1] w = {2.0}> { y = Mul (x, w) }"""
     )
-    model, notes = graph.from_proto(proto)
+    model, notes = onnx_io.from_proto(proto)
     assert [value.name for value in model.graph.inputs] == ["x"]
     assert list(model.graph.initializers) == ["w"]
     assert notes == ("1 initializers listed as graph inputs are now constants",)
-    assert not graph.check(model)
-    assert graph.from_proto(text(IF))[1] == ()
+    assert not onnx_io.check(model)
+    assert onnx_io.from_proto(text(IF))[1] == ()
 
 
 def test_missing_and_duplicate_node_names_become_unique_and_others_stay() -> None:
@@ -279,7 +279,7 @@ def test_names_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
     whole = text(HEAD + "g (float[N] x) => (float[N] y) { aaaa = Neg (x) y = Abs (aaaa) }").SerializeToString()
     (tmp_path / "m.onnx").write_bytes(whole.replace(b"aaaa", b"aa\xb1a"))
     with pytest.raises(ModelError):
-        graph.load(tmp_path / "m.onnx")
+        onnx_io.load(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -291,7 +291,7 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_node(bad: float, size: 
     y = net.node("MatMul", net.input("x", ["N", size]), net.constant(W, "w"), name="/fc1")
     (tmp_path / "m.onnx").write_bytes(ir.to_proto(net.model(y)).SerializeToString())
     with pytest.raises(ModelError, match=r"weight `w` of node `/fc1` has NaN or infinity"):
-        graph.load(tmp_path / "m.onnx")
+        onnx_io.load(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -303,14 +303,14 @@ def test_a_weight_in_a_constant_node_that_is_not_finite_is_refused(behind: bool,
     y = net.node("MatMul", net.input("x", ["N", 4]), w, name="/fc1")
     (tmp_path / "m.onnx").write_bytes(ir.to_proto(net.model(y)).SerializeToString())
     with pytest.raises(ModelError, match=r"of node `/fc1` has NaN or infinity"):
-        graph.load(tmp_path / "m.onnx")
+        onnx_io.load(tmp_path / "m.onnx")
 
 
 def test_infinity_outside_weights_is_no_reason_to_refuse(tmp_path: Path) -> None:
     net = Net(0)
     y = net.node("Add", net.input("x", ["N", 2]), net.constant(np.array([0, -np.inf], np.float32), "mask"))
     (tmp_path / "m.onnx").write_bytes(ir.to_proto(net.model(y)).SerializeToString())
-    graph.load(tmp_path / "m.onnx")
+    onnx_io.load(tmp_path / "m.onnx")
 
 
 # ------------------------------------------------------------------------------------------------ constants
@@ -441,7 +441,7 @@ def test_a_weight_that_a_subgraph_reads_is_shared() -> None:
 
 
 def run(model: ir.Model, **feeds: Array) -> runtime.Outputs:
-    assert not graph.check(model)
+    assert not onnx_io.check(model)
     return runtime.Session(model, SETTINGS).run(feeds)
 
 
@@ -485,9 +485,9 @@ def test_bypass_refuses_what_would_merge_two_ends_of_the_interface(body: str) ->
     model = loaded(HEAD + "g " + body)
     node = graph.node_named(model.graph, "Identity_y")
     assert node.inputs[0] is not None
-    before = graph.to_proto(model)[0]
+    before = onnx_io.to_proto(model)[0]
     assert not graph.bypass(node, node.inputs[0])
-    assert graph.to_proto(model)[0] == before
+    assert onnx_io.to_proto(model)[0] == before
 
 
 def test_bypass_of_an_output_that_a_subgraph_and_a_node_read_too() -> None:
@@ -593,7 +593,7 @@ def test_replacing_a_shared_constant_leaves_the_other_reader_alone() -> None:
 
 def test_what_happens_to_a_copy_leaves_the_original_alone() -> None:
     model = loaded(IF)
-    before = graph.to_proto(model)[0].SerializeToString(deterministic=True)
+    before = onnx_io.to_proto(model)[0].SerializeToString(deterministic=True)
     twin = graph.copy(model)
     for node in [*twin.graph]:
         node.name = f"{node.name}_x"
@@ -601,18 +601,18 @@ def test_what_happens_to_a_copy_leaves_the_original_alone() -> None:
             output.name = f"{output.name}_x"
     for value in twin.graph.inputs:
         value.name = f"{value.name}_x"
-    assert graph.to_proto(model)[0].SerializeToString(deterministic=True) == before
+    assert onnx_io.to_proto(model)[0].SerializeToString(deterministic=True) == before
 
 
 def test_renaming_an_initializer_of_a_copy_leaves_the_original_alone() -> None:
     model = loaded(STRINGS)
     other = mlp(0)
     for each in (model, other):
-        before = graph.to_proto(each)[0].SerializeToString(deterministic=True)
+        before = onnx_io.to_proto(each)[0].SerializeToString(deterministic=True)
         twin = graph.copy(each)
         for value in [*twin.graph.initializers.values()]:
             value.name = f"{value.name}_x"
-        assert graph.to_proto(each)[0].SerializeToString(deterministic=True) == before
+        assert onnx_io.to_proto(each)[0].SerializeToString(deterministic=True) == before
         a, b = (next(iter(m.graph.initializers.values())).const_value for m in (each, twin))
         assert a is not None
         assert b is not None
@@ -641,10 +641,10 @@ def test_nodes_out_of_order_are_sorted_with_a_note() -> None:
     shuffled.CopyFrom(proto)
     del shuffled.graph.node[:]
     shuffled.graph.node.extend(nodes)
-    model, notes = graph.from_proto(shuffled)
+    model, notes = onnx_io.from_proto(shuffled)
     assert [node.op_type for node in graph.copy(model).graph] == ["Neg", "Abs", "Exp"]
     assert notes == ("nodes were not in topological order: they are now",)
-    assert graph.from_proto(proto)[1] == ()
+    assert onnx_io.from_proto(proto)[1] == ()
 
 
 def test_a_cycle_is_refused() -> None:

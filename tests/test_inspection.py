@@ -13,13 +13,13 @@ import pytest
 from runs import Run
 from test_report import lines_of, shown
 
-from ccompile import graph, report
+from ccompile import onnx_io, report
 from ccompile.inspection import Coupling, GroupFacts, Inspection, inspect_groups, inspect_model
 from ccompile.target import load_target
 
 
 def inspected(model: ir.Model, folder: Path, **shapes: tuple[int, ...]) -> Inspection:
-    graph.save(model, folder / "m.onnx")
+    onnx_io.save(model, folder / "m.onnx")
     return inspect_model(folder / "m.onnx", load_target("generic-cpu", Path()), shapes)
 
 
@@ -64,7 +64,7 @@ def test_a_batch_that_is_given_is_priced_as_one_with_a_note(tmp_path: Path, batc
 
 
 def coupling(model: ir.Model, folder: Path) -> Coupling:
-    graph.save(model, folder / "m.onnx")
+    onnx_io.save(model, folder / "m.onnx")
     return inspect_groups(folder / "m.onnx")
 
 
@@ -81,7 +81,7 @@ def test_groups_name_what_their_channels_pass_through(tmp_path: Path) -> None:
 
 
 def test_groups_are_printed_as_a_table_and_as_data(tmp_path: Path, run: Run) -> None:
-    graph.save(coupled.residual(), tmp_path / "m.onnx")
+    onnx_io.save(coupled.residual(), tmp_path / "m.onnx")
     text, data = (run("inspect", tmp_path / "m.onnx", "--groups", *more) for more in ((), ("--json",)))
     assert (text.code, data.code) == (0, 0)
     assert lines_of(text.out, "a1")[0].split() == ["a1", "a1", "a2", "5"]
@@ -95,7 +95,7 @@ def test_long_lists_end_in_a_count_but_not_as_data(tmp_path: Path, run: Run) -> 
     net, x = coupled.start()
     x = net.relu(net.conv(x, "a", (8, 3, 3, 3)))
     readers = [net.node("ReduceMean", net.conv(x, f"b{index}", (4, 8, 1, 1)), name=f"m{index}") for index in range(9)]
-    graph.save(net.model(*readers), tmp_path / "m.onnx")
+    onnx_io.save(net.model(*readers), tmp_path / "m.onnx")
     assert "b0, b1 and 7 more" in run("inspect", tmp_path / "m.onnx", "--groups").out
     assert len(json.loads(run("inspect", tmp_path / "m.onnx", "--groups", "--json").out)["groups"][0]["readers"]) == 9
 
@@ -110,6 +110,6 @@ def test_a_table_of_groups_keeps_name_pin_and_units_at_every_width(tmp_path: Pat
 
 
 def test_a_model_without_groups_says_where_they_may_be(tmp_path: Path, run: Run) -> None:
-    graph.save(builders.ZOO["capturing"](3), tmp_path / "m.onnx")
+    onnx_io.save(builders.ZOO["capturing"](3), tmp_path / "m.onnx")
     out = run("inspect", tmp_path / "m.onnx", "--groups").out
     assert "are not looked at" in out

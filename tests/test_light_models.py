@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ccompile import graph, spec
+from ccompile import onnx_io, spec
 from ccompile.pipeline import compile_model
 from ccompile.request import Request
 
@@ -47,7 +47,7 @@ PRUNED = {
 def compiled(path: Path, folder: Path, text: str = SPEC) -> tuple[ir.Model, Evidence]:
     request = Request(path, spec.parse(text), folder / "out.onnx", threads=1)
     evidence = compile_model(request)
-    return graph.load(request.output).model, evidence
+    return onnx_io.load(request.output).model, evidence
 
 
 def check(source: Path, folder: Path) -> collections.Counter[str]:
@@ -58,7 +58,7 @@ def check(source: Path, folder: Path) -> collections.Counter[str]:
     assert evidence.final is not None
     assert all(output.elements and not output.problem for output in evidence.final.outputs)
     ops = collections.Counter(node.op_type for node in model.graph)
-    before = graph.load(source).model.graph
+    before = onnx_io.load(source).model.graph
     assert sum(ops.values()) < len(before)
     assert not {"Dropout", "Identity"} & ops.keys()
     return ops
@@ -106,7 +106,7 @@ def test_a_famous_net_loses_a_tenth_of_its_channels_or_says_why_not(name: str, t
     model, evidence = compiled(FOLDER / f"light_{name}.onnx", tmp_path, PRUNE)
     assert evidence.verdict == "ok", evidence.reason
     tidied, step = evidence.steps[1], evidence.steps[2]
-    assert graph.check(model) == ""
+    assert onnx_io.check(model) == ""
     assert step.cost is not None
     assert tidied.cost is not None
     assert step.cost.params < 0.96 * tidied.cost.params

@@ -12,7 +12,7 @@ import yaml
 from runs import Ended, Run
 from test_pipeline import plant
 
-from ccompile import graph, locking, provenance
+from ccompile import graph, locking, onnx_io, provenance
 from ccompile.core import PassResult, Site, View
 from ccompile.evidence import versions
 
@@ -21,7 +21,7 @@ LOCK = "out.onnx.lock.yaml"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    graph.save(builders.mlp(0), tmp_path / "model.onnx")
+    onnx_io.save(builders.mlp(0), tmp_path / "model.onnx")
     write_data(tmp_path, 0)
     write_spec(tmp_path, ["tidy-graph"])
     return tmp_path
@@ -57,8 +57,8 @@ def test_a_lock_says_what_went_in_what_came_out_and_what_was_chosen(folder: Path
     write_spec(folder, ["tidy-graph", step])
     assert compile_to(run, folder, "--lock").code == 0
     lock = locking.read(folder / LOCK)
-    assert lock.output.digest == graph.load(folder / "out.onnx").digest
-    assert lock.inputs.source.digest == graph.load(folder / "model.onnx").digest
+    assert lock.output.digest == onnx_io.load(folder / "out.onnx").digest
+    assert lock.inputs.source.digest == onnx_io.load(folder / "model.onnx").digest
     assert lock.inputs.libraries.keys() == {"numpy", "scipy", "onnx", "onnx-ir", "onnxruntime"}
     assert [(choice.step, choice.verdict) for choice in lock.steps] == [
         ("01-tidy-graph", "kept"),
@@ -107,7 +107,7 @@ def test_everything_that_moved_is_named_at_once_before_any_work(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_to(run, folder, "--lock")
-    graph.save(builders.mlp(1), folder / "model.onnx")
+    onnx_io.save(builders.mlp(1), folder / "model.onnx")
     write_data(folder, 1)
     write_spec(folder, ["tidy-graph"], target="nvidia-t4")
     monkeypatch.setattr(provenance, "tool_digest", lambda: "f" * 64)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ccompile import graph, runtime
+from ccompile import graph, onnx_io, runtime
 from ccompile.comparison import compare
 from ccompile.core import PassResult, Rewrite, View
 from ccompile.errors import ModelError
@@ -112,7 +112,7 @@ def evaluate(values: Any) -> Any:
 
 
 def in_bytes(model: ir.Model) -> bytes:
-    proto, weights = graph.to_proto(model)
+    proto, weights = onnx_io.to_proto(model)
     shell: bytes = proto.SerializeToString(deterministic=True)
     return shell + b"".join(weight.tobytes() for weight in weights.values())
 
@@ -120,7 +120,7 @@ def in_bytes(model: ir.Model) -> bytes:
 def faults(model: ir.Model, feeds: Feeds, wanted: Outputs, folder: Path) -> list[str]:
     """Rewrite with every step, and return all that went wrong."""
     found = []
-    accepted, before = not graph.check(model), in_bytes(model)
+    accepted, before = not onnx_io.check(model), in_bytes(model)
     if wrong := differences(runtime.Session(model, SETTINGS).run(feeds), wanted):
         found.append(f"loading it changes the outputs: {wrong}")
     current = model
@@ -131,7 +131,7 @@ def faults(model: ir.Model, feeds: Feeds, wanted: Outputs, folder: Path) -> list
             found.append(f"{name} touched its input")
         if graph.signature(after) != graph.signature(model):
             found.append(f"{name} changed the signature to {graph.signature(after)}")
-        if accepted and (complaint := graph.check(after)):
+        if accepted and (complaint := onnx_io.check(after)):
             found.append(f"{name}: the checker says {complaint}")
         if wrong := differences(runtime.Session(after, SETTINGS).run(feeds), wanted):
             found.append(f"{name}: {wrong}, by {[site.note for site in result.applied]}")
@@ -141,8 +141,8 @@ def faults(model: ir.Model, feeds: Feeds, wanted: Outputs, folder: Path) -> list
         current = after
     if in_bytes(model) != before:
         found.append("the source was touched")
-    graph.save(current, folder / "out.onnx")
-    back = graph.load(folder / "out.onnx").model
+    onnx_io.save(current, folder / "out.onnx")
+    back = onnx_io.load(folder / "out.onnx").model
     if in_bytes(back) != in_bytes(current) or graph.signature(back) != graph.signature(model):
         found.append("it does not survive save and load")
     if wrong := differences(runtime.run_file(folder / "out.onnx", feeds, SETTINGS), wanted):
@@ -162,7 +162,7 @@ def verdict(proto: onnx.ModelProto, feeds: Feeds, folder: Path) -> tuple[str, An
     if differences(twice, wanted):
         return "random", ""
     try:
-        model = graph.load(path).model
+        model = onnx_io.load(path).model
     except ModelError as error:
         return "refused", str(error)
     found = faults(model, feeds, wanted, folder)
@@ -200,4 +200,4 @@ def test_a_rewrite_that_changes_an_output_would_be_noticed(tmp_path: Path) -> No
     case = next(case for case in cases() if case.name == "test_abs")
     proto, feeds = given(case)
     wanted = {"y": case.data_sets[0][1][0] + 1e-3}
-    assert faults(graph.from_proto(proto)[0], feeds, wanted, tmp_path)
+    assert faults(onnx_io.from_proto(proto)[0], feeds, wanted, tmp_path)

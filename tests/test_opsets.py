@@ -13,7 +13,7 @@ import pytest
 from builders import Net
 from calibrated import feeds, outputs
 
-from ccompile import graph, opsets
+from ccompile import graph, onnx_io, opsets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,7 @@ def test_a_raised_net_computes_the_same(net: str) -> None:
     for batch in feeds(model, (2,)):
         batch = {name: array if array.dtype != bool else np.ones_like(array) for name, array in batch.items()}
         found = raised(model)
-        assert graph.check(found) == ""
+        assert onnx_io.check(found) == ""
         same(outputs(found, batch), outputs(model, batch))
 
 
@@ -180,7 +180,7 @@ def test_functions_are_raised_with_the_model() -> None:
     <domain: "mine", opset_import: ["" : 18]>
     turn (a) => (b) { b = Transpose <perm = [1, 0]> (a) }
     """
-    model, _ = graph.from_proto(onnx.parser.parse_model(text))
+    model, _ = onnx_io.from_proto(onnx.parser.parse_model(text))
     twin = raised(model)
     (function,) = twin.functions.values()
     assert function.opset_imports[""] == 21

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from ccompile import graph, registry, runtime, spec
+from ccompile import graph, onnx_io, registry, runtime, spec
 from ccompile.core import Kind, PassResult, Rewrite, Site, View
 from ccompile.errors import CcompileError, ContractError, DataError, ModelError, PassError, SpecError
 from ccompile.evidence import Evidence
@@ -36,7 +36,7 @@ def request_for(
     """Write model.onnx and spec.yaml; `more` are other keys of the spec, or options of Request."""
     options = {key: more.pop(key) for key in ("dump", "seed") if key in more}
     if isinstance(model, ir.Model):
-        graph.save(model, folder / "model.onnx")
+        onnx_io.save(model, folder / "model.onnx")
     else:
         onnx.save(model, folder / "model.onnx")
     text = yaml.safe_dump({"version": 1, "passes": passes, "data": data or SMALL, **more})
@@ -647,7 +647,7 @@ def test_dumped_steps_load_and_show_each_step(tmp_path: Path) -> None:
     run(tmp_path, builders.mlp(0), steps, dump=tmp_path / "steps")
     files = sorted((tmp_path / "steps").iterdir())
     assert [path.name for path in files] == ["01-fold-batchnorm.onnx", "02-split-svd.onnx"]
-    assert [len(graph.load(path).model.graph) for path in files] == [5, 6]
+    assert [len(onnx_io.load(path).model.graph) for path in files] == [5, 6]
 
 
 @pytest.mark.parametrize("edit", [make_nan, unknown_op, dangling_value])
@@ -720,7 +720,7 @@ def recurrent() -> onnx.ModelProto:
 
 
 def write_sets(folder: Path, proto: onnx.ModelProto, wrong: float = 0.0) -> dict[str, Any]:
-    model = graph.from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))[0]
+    model = onnx_io.from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))[0]
     for number in range(3):
         path = folder / "sets" / f"test_data_set_{number}"
         path.mkdir(parents=True)

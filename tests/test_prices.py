@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from test_lowering import CHAIN, ByTwice
 
-from ccompile import graph, runtime, timing
+from ccompile import onnx_io, runtime, timing
 from ccompile.decisions import Decisions
 from ccompile.lowering import around
 from ccompile.prices import cut_out
@@ -188,4 +188,4 @@ def test_names_of_formulations_stay_unique() -> None:
     run, _ = compiled(Decisions(), ByTwice(select="always"))
     names = [str(node.name) for node in run.model.graph]
     assert len(set(names)) == len(names)
-    assert graph.check(run.model) == ""
+    assert onnx_io.check(run.model) == ""

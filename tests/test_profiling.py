@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 from runs import Run
 
-from ccompile import graph
+from ccompile import graph, onnx_io
 from ccompile.profiling import Covering, LayerTime, Measured
 from ccompile.runtime import Session, Settings
 
@@ -81,7 +81,7 @@ def test_the_share_that_is_near_counts_time_not_layers() -> None:
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_inspect_measures_each_layer_beside_its_estimate(as_json: bool, tmp_path: Path, run: Run) -> None:
-    graph.save(residual(), tmp_path / "m.onnx")
+    onnx_io.save(residual(), tmp_path / "m.onnx")
     result = run("inspect", tmp_path / "m.onnx", "--measure", "--time", "0.2s", *(("--json",) if as_json else ()))
     assert result.code == 0
     if not as_json:
@@ -102,7 +102,7 @@ def test_a_model_whose_inputs_have_open_shapes_that_do_not_fit_is_refused_with_t
     net = builders.Net(0)
     x = net.input("x", ["N", "k"])
     y = net.node("Reshape", net.node("Softmax", x), net.constant(np.array([-1, 8])))
-    graph.save(net.model(net.node("MatMul", y, net.weight("w", (8, 3)), name="fc")), tmp_path / "m.onnx")
+    onnx_io.save(net.model(net.node("MatMul", y, net.weight("w", (8, 3)), name="fc")), tmp_path / "m.onnx")
     result = run("inspect", tmp_path / "m.onnx", "--measure", "--time", "0.2s")
     assert result.code == 2
     assert "--shape" in result.err

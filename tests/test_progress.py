@@ -7,7 +7,7 @@ from pathlib import Path
 import builders
 import yaml
 
-from ccompile import graph, spec
+from ccompile import onnx_io, spec
 from ccompile.commands.remaining import Remaining
 from ccompile.pipeline import compile_model
 from ccompile.request import Request
@@ -16,7 +16,7 @@ from ccompile.request import Request
 def told(folder: Path, *passes: object) -> list[tuple[str, int, int]]:
     """All that a compile of a net of three dense layers tells, on two batches of data."""
     data = {part: {"synthetic": {}, "samples": 128, "batch": 64} for part in ("calibration", "verification")}
-    graph.save(builders.mlp(0), folder / "model.onnx")
+    onnx_io.save(builders.mlp(0), folder / "model.onnx")
     text = yaml.safe_dump({"version": 1, "passes": list(passes), "data": data})
     found: list[tuple[str, int, int]] = []
     request = Request(folder / "model.onnx", spec.parse(text), folder / "out.onnx", threads=1)

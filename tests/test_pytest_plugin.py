@@ -13,7 +13,7 @@ import builders
 import pytest
 from runs import ROOT, Run
 
-from ccompile import graph
+from ccompile import onnx_io
 
 CLOSE = """
 def test_close(assert_onnx_close):
@@ -31,8 +31,8 @@ def test_limit(ccompile_check):
 @pytest.fixture
 def built(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a compiled model and its evidence."""
-    graph.save(builders.mlp(0), tmp_path / "model.onnx")
-    graph.save(builders.mlp(1), tmp_path / "other.onnx")
+    onnx_io.save(builders.mlp(0), tmp_path / "model.onnx")
+    onnx_io.save(builders.mlp(1), tmp_path / "other.onnx")
     (tmp_path / "spec.yaml").write_text("version: 1\npasses: [tidy-graph]\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ccompile import equalising, graph, older_opsets, quantising, runtime
+from ccompile import equalising, graph, older_opsets, onnx_io, quantising, runtime
 from ccompile.analysis.shapes import shapes
 from ccompile.errors import PassError
 from ccompile.passes.quantize_activations import QuantizeActivations
@@ -46,7 +46,7 @@ def deployed_ops(model: ir.Model, folder: Path) -> Counter[str]:
     """Return the ops that ONNX Runtime runs once it has optimised the model."""
     import onnxruntime as ort
 
-    graph.save(model, folder / "model.onnx")
+    onnx_io.save(model, folder / "model.onnx")
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.log_severity_level = 4

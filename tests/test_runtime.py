@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ccompile import graph, runtime
+from ccompile import graph, onnx_io, runtime
 from ccompile.errors import ModelError
 from ccompile.runtime import Settings
 
@@ -43,7 +43,7 @@ def model_of(
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=10,
     )
-    return graph.from_proto(proto)[0]
+    return onnx_io.from_proto(proto)[0]
 
 
 def ones(*shape: int) -> Array:
@@ -104,9 +104,9 @@ def test_a_large_weight_that_nothing_reads_is_left_out() -> None:
 
 def test_a_session_leaves_the_model_as_it_was() -> None:
     model = builders.mlp(0)
-    before = graph.to_proto(model)[0].SerializeToString()
+    before = onnx_io.to_proto(model)[0].SerializeToString()
     runtime.Session(model, ONE, ["relu1_out"])
-    assert graph.to_proto(model)[0].SerializeToString() == before
+    assert onnx_io.to_proto(model)[0].SerializeToString() == before
 
 
 def test_observed_values_come_beside_the_outputs() -> None:
@@ -117,7 +117,7 @@ def test_observed_values_come_beside_the_outputs() -> None:
 
 def test_a_written_file_gives_the_same_numbers(tmp_path: Path) -> None:
     model, feeds = builders.mlp(0), {"x": ones(2, 12)}
-    graph.save(model, tmp_path / "m.onnx")
+    onnx_io.save(model, tmp_path / "m.onnx")
     expected = runtime.Session(model, ONE).run(feeds)["fc3_out"]
     np.testing.assert_array_equal(runtime.run_file(tmp_path / "m.onnx", feeds, ONE)["fc3_out"], expected)
 
@@ -232,7 +232,7 @@ def test_what_depends_on_an_input_is_refused(name: str) -> None:
 
 def test_evaluated_models_claim_no_newer_format_than_old_runtimes_read(monkeypatch: pytest.MonkeyPatch) -> None:
     versions: list[int | None] = []
-    real = graph.to_proto
+    real = onnx_io.to_proto
 
     def seen(model: ir.Model) -> Any:
         versions.append(model.ir_version)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ccompile import graph, runtime
+from ccompile import graph, onnx_io, runtime
 from ccompile.comparison import compare
 from ccompile.core import Array, View
 from ccompile.errors import ModelError
@@ -40,7 +40,7 @@ def test_types_that_numpy_lacks_go_in_and_out(dtype: str, size: int, tmp_path: P
     proto = through(x)
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     for found in (
-        runtime.Session(graph.from_proto(proto)[0], SETTINGS).run(feeds),
+        runtime.Session(onnx_io.from_proto(proto)[0], SETTINGS).run(feeds),
         runtime.run_file(tmp_path / "m.onnx", feeds, SETTINGS),
     ):
         assert found["y"].dtype == x.dtype
@@ -49,7 +49,7 @@ def test_types_that_numpy_lacks_go_in_and_out(dtype: str, size: int, tmp_path: P
 
 
 def test_4_bit_weights_and_inputs_run() -> None:
-    model = graph.from_proto(
+    model = onnx_io.from_proto(
         onnx.parser.parse_model(
             '<ir_version: 10, opset_import: ["" : 21]> g (int4[N] x) => (float[N] y) '
             "{ s = Constant<value_float = 0.5>() y = DequantizeLinear (x, s) }"
@@ -95,16 +95,16 @@ def test_a_refusal_without_a_node_names_none() -> None:
 
 
 def test_lifting_a_constant_leaves_the_tensor_of_the_source_alone() -> None:
-    model = graph.from_proto(
+    model = onnx_io.from_proto(
         onnx.parser.parse_model(
             '<ir_version: 10, opset_import: ["" : 21]> g (float[N] x) => (float[N] y) '
             "{ k = Constant<value = float[1] kept {2.0}>() y = Mul (x, k) }"
         )
     )[0]
-    before = graph.to_proto(model)[0]
+    before = onnx_io.to_proto(model)[0]
     evaluate = functools.partial(runtime.evaluate, settings=SETTINGS)
     target = load_target("generic-cpu", Path())
     view = View(graph.copy(model), target, np.random.default_rng(0), TidyGraph(), graph.facts, evaluate)
     assert TidyGraph().run(view).applied
     assert list(view.graph.initializers) == ["k"]
-    assert graph.to_proto(model)[0] == before
+    assert onnx_io.to_proto(model)[0] == before

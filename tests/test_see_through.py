@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from ccompile import graph
+from ccompile import graph, onnx_io
 
 if TYPE_CHECKING:
     from ccompile.core import Array
@@ -44,7 +44,7 @@ def _without_output_type(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def seen(op: str, operands: list[Array | None], opset: int = 18, **attributes: Any) -> Array | None:
-    model, _ = graph.from_proto(model_of(op, operands, opset, **attributes))
+    model, _ = onnx_io.from_proto(model_of(op, operands, opset, **attributes))
     return graph.constant(model.graph.outputs[0])
 
 
@@ -221,6 +221,8 @@ def test_what_depends_on_an_input_is_no_constant(op: str) -> None:
         stored = [numpy_helper.from_array(np.ones(1, np.uint8), n) for i, n in enumerate(names) if i != open_]
         given_ = [helper.make_tensor_value_info(names[open_], kind, [1])]
         made = helper.make_graph([node], "g", given_, [helper.make_tensor_value_info("y", kind, None)], stored)
-        model, _ = graph.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+        model, _ = onnx_io.from_proto(
+            helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        )
         assert graph.constant(model.graph.outputs[0]) is None
         assert not graph.is_constant(model.graph.outputs[0])

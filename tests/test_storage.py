@@ -15,7 +15,7 @@ from builders import Net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccompile import decoding, forms, graph, storage
+from ccompile import decoding, forms, graph, onnx_io, storage
 from ccompile.decoding import Form, Means, Sliced
 from ccompile.forms import Bitmask, Blocks, Codebook, Grid, Outliers, Plain, Sparse
 
@@ -36,7 +36,7 @@ def model_of(array: Array, opset: int) -> ir.Model:
 
 
 def message(model: ir.Model) -> bytes:
-    proto, large = graph.to_proto(model)
+    proto, large = onnx_io.to_proto(model)
     for stored in proto.graph.initializer:
         if stored.name in large:
             stored.CopyFrom(ir.to_proto(large[stored.name]))
@@ -76,7 +76,7 @@ def check(array: Array, form: Form | None, means: Means) -> ir.Model:
     same(graph.constant(weight), array)
     assert {node.op_type for node in model.graph} - {"Mul"} <= form.ops
     assert storage.is_lossless(weight) or isinstance(form, Sparse)
-    assert graph.check(model) == ""
+    assert onnx_io.check(model) == ""
     for optimise in (False, True):
         same(run(model, array.dtype, optimise), array)
     return model

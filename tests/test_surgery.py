@@ -24,7 +24,7 @@ from cuts import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccompile import graph, surgery
+from ccompile import graph, onnx_io, surgery
 from ccompile.analysis.channels import channels
 from ccompile.errors import PassError
 
@@ -65,7 +65,7 @@ def test_dead_channels_go_without_a_trace(name: str) -> None:
 
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
 def test_a_known_architecture_is_cut_consistently(path: Path) -> None:
-    model, rng = graph.load(path).model, np.random.default_rng(0)
+    model, rng = onnx_io.load(path).model, np.random.default_rng(0)
     _randomise(model, rng)
     cuts = random_cuts(model, rng, 0.1)
     assert sum(group.size for group in cuts) > 200
@@ -185,6 +185,6 @@ def test_weights_replaced_since_the_groups_were_found_are_cut_too(name: str) -> 
             assert array is not None
             graph.replace_constant(node, member.input, array)
     surgery.remove(model, cuts)
-    assert graph.check(model) == ""
+    assert onnx_io.check(model) == ""
     inputs = feeds(model, rng)
     assert_close(outputs(model, inputs), outputs(wanted, inputs))

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from ccompile import graph
+from ccompile import graph, onnx_io
 from ccompile.analysis.shapes import UNKNOWN, Dim, shapes
 from ccompile.core import Array, Skip
 
@@ -175,7 +175,7 @@ class Flow:
         else:
             chain = graph.stored_chain(value) or ()
             smaller = [f"behind {link.op_type}" for link in chain if link.op_type in graph.ENCODED]
-            if isinstance(graph.stored(value), graph.SparseTensor):
+            if isinstance(graph.stored(value), onnx_io.SparseTensor):
                 smaller.append("sparse")
             if smaller:
                 self.pin(ids, node, f"`{value.name}` is stored in a smaller form, {smaller[0]}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from ccompile import graph
+from ccompile import graph, onnx_io
 
 Dim = int | str | None
 
@@ -52,7 +52,7 @@ def shapes(model: ir.Model) -> dict[str, ValueType]:
 
 def infer(model: ir.Model, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, ValueType]:
     """Return the types of all top-level values, with the given graph inputs bound to concrete shapes."""
-    proto = graph.skeleton(model)
+    proto = onnx_io.skeleton(model)
     del proto.graph.value_info[:]
     for value in proto.graph.input:
         if value.name in inputs and value.type.HasField("tensor_type"):

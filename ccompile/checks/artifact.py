@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from ccompile.cases import Case
 from ccompile.evidence import Evidence, FileRecord
-from ccompile.graph import Source
 from ccompile.identity import structure
+from ccompile.onnx_io import Source
 from ccompile.prints import Fingerprint, InitializerRecord
 from ccompile.spec import Spec
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccompile import contracts, cost, graph, runtime
+from ccompile import contracts, cost, onnx_io, runtime
 from ccompile.cases import Case, gate_case, gates_of, known_metrics, timing_of
 from ccompile.checks.artifact import artifact_cases, build_cases
 from ccompile.checks.data import changed_inputs, data_cases, opened
@@ -110,8 +110,8 @@ class _Check:
         asked = self.asked
         self.evidence = asked.evidence
         self.settings = Settings(asked.threads, level=asked.level)
-        self.model = graph.load(asked.output, finite=False)
-        self.source = graph.load(asked.against) if asked.against is not None else None
+        self.model = onnx_io.load(asked.output, finite=False)
+        self.source = onnx_io.load(asked.against) if asked.against is not None else None
         self._refuse_other_interface()
         self.data, self.notes = opened(asked.evidence, asked.spec, asked.data, self.model.model, asked.base)
         self.gates: Gates = gates_of(asked.evidence.gates) if asked.spec is None else asked.spec.gates

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 def diff(before: Path, after: Path, given: Given, as_json: bool) -> int:
     """Show what AFTER adds, removes, resizes and changes, and how its outputs move."""
     from ccompile import diff as diffs
-    from ccompile import graph, report
+    from ccompile import onnx_io, report
     from ccompile.evidence import ComparisonRecord
 
-    changes = diffs.compare_graphs(graph.load(before).model, graph.load(after).model)
+    changes = diffs.compare_graphs(onnx_io.load(before).model, onnx_io.load(after).model)
     record, source, why = None, "", ""
     try:
         comparison, source = diffs.compare_files(after, before, given, None)

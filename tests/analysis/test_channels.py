@@ -12,7 +12,7 @@ import pytest
 from builders import Net
 from coupled import ints, start, vector
 
-from ccompile import graph
+from ccompile import onnx_io
 from ccompile.analysis.channel_flow import compressed
 from ccompile.analysis.channel_reshape import segments_of
 from ccompile.analysis.channels import Group, channels
@@ -288,7 +288,7 @@ def test_a_subgraph_that_reads_them_pins() -> None:
             >
         }
     """
-    model, _ = graph.from_proto(onnx.parser.parse_model(text))
+    model, _ = onnx_io.from_proto(onnx.parser.parse_model(text))
     (group,) = channels(model).groups
     assert [skip.reason for skip in group.pinned] == ["a subgraph reads `h`"]
 
@@ -368,9 +368,9 @@ def test_the_answer_is_deterministic() -> None:
 
 def test_the_analysis_changes_nothing() -> None:
     model = coupled.attention(fused=True)
-    before = graph.to_proto(model)[0].SerializeToString()
+    before = onnx_io.to_proto(model)[0].SerializeToString()
     channels(model)
-    assert graph.to_proto(model)[0].SerializeToString() == before
+    assert onnx_io.to_proto(model)[0].SerializeToString() == before
 
 
 def test_a_graph_without_layers_has_no_groups() -> None:

@@ -8,7 +8,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 from samples import FLOAT, INT64, OPEN, ROWS, both, joined, model_of, refusal, tensor, verify
 
-from ccompile import graph
+from ccompile import onnx_io
 
 if TYPE_CHECKING:
     from ccompile.core import Array
@@ -65,7 +65,9 @@ def test_sequences_and_optionals_are_read_and_run(tmp_path: Path) -> None:
     assert batch.feeds["o"] is None
     assert [part.tolist() for part in batch.feeds["s"]] == [part.tolist() for part in parts]
     sequence = model_of(helper.make_value_info("s", helper.make_sequence_type_proto(elem)))
-    session = ort.InferenceSession(graph.to_proto(sequence)[0].SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        onnx_io.to_proto(sequence)[0].SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     (out,) = session.run(None, {"s": batch.feeds["s"]})
     assert [part.tolist() for part in out] == [part.tolist() for part in parts]
 
