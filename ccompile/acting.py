@@ -7,10 +7,23 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ccompile import blas
+import onnx_ir as ir
+
+from ccompile import blas, graph
 from ccompile.core import Candidate, Choice, Compression, Pass, PassResult, Rewrite, Site, Skip, View
 from ccompile.curves import weighed
 from ccompile.errors import PassError
+
+
+def check_selectors(step: Pass, model: ir.Model, where: str) -> list[str]:
+    """Return notes on what of `skip` names no node. Raises PassError where `only` names none: nothing would be done."""
+    facts = [graph.facts(node) for node in model.graph]
+    for selector in step.only or ():
+        if not any(selector.matches(known) for known in facts):
+            names = ", ".join(str(known["name"]) for known in facts[:8])
+            raise PassError(f"`only: {selector}` names no node", where, f"The first nodes are: {names}")
+    unmatched = (selector for selector in step.skip if not any(selector.matches(known) for known in facts))
+    return [f"{where}: `skip: {selector}` names no node" for selector in unmatched]
 
 
 def act(step: Pass, view: View, ease: float = 0.0, keep: Callable[[Site], bool] = lambda site: True) -> PassResult:

@@ -17,8 +17,8 @@ from ccompile import contracts, graph
 from ccompile.comparison import compare, rtol_of
 from ccompile.core import Compression, Pass, Site
 from ccompile.executor import executor
-from ccompile.pipeline import Progress, Run
 from ccompile.request import Request
+from ccompile.running import Progress, Run
 from ccompile.selectors import Selector
 from ccompile.spec import Gates
 
@@ -112,7 +112,7 @@ class _Search(Run):
     def _left(self, state: Any) -> str:
         """Return which limits a state leaves, or nothing."""
         final = compare(state.outputs, self.origin.outputs, self.samples, rtol_of(self.limits.tolerance))
-        metrics = self.source_metrics, self._measure(state.outputs)
+        metrics = self.source_metrics, self.measure(state.outputs)
         costs = self.origin.cost.report, state.cost.report
         records = contracts.gate_records(self.limits, *costs, final, metrics, None)
         return "; ".join(f"{gate.name}: {gate.detail}" for gate in records if not gate.holds)

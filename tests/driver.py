@@ -1,4 +1,4 @@
-"""Runs one pass on one small model through the pipeline's own steps, and writes and reads graphs as text."""
+"""Runs one pass on one small model through a compile's own steps, and writes and reads graphs as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ccompile import graph, onnx_io, pipeline, runtime, target
+from ccompile import graph, onnx_io, running, runtime, target
 from ccompile.data import Batch, Data, DataSet
 from ccompile.onnx_io import Source
 from ccompile.recording import Recording
@@ -66,7 +66,7 @@ def draw_feeds(model: ir.Model, seed: int = 0) -> list[dict[str, Array]]:
 
 
 @dataclass
-class Bench(pipeline.Run):
+class Bench(running.Run):
     """A compile of one step on a model and feeds in memory. After `step`: `model`, `record` and `result`."""
 
     result: PassResult | None = None
@@ -81,7 +81,7 @@ class Bench(pipeline.Run):
         """Return the last step's record."""
         return self.steps[-1]
 
-    def _attempt(self, index: int, step: Pass, ease: float, known: dict[Hashable, Any]) -> pipeline._Attempt:
+    def _attempt(self, index: int, step: Pass, ease: float, known: dict[Hashable, Any]) -> running.Attempt:
         attempt = super()._attempt(index, step, ease, known)
         self.result = attempt.result
         return attempt

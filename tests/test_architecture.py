@@ -113,6 +113,8 @@ LAYERS = [
     ["ccompile.checks.today"],
     ["ccompile.provenance"],
     ["ccompile.caching", "ccompile.locking", "ccompile.depfile"],
+    ["ccompile.running"],
+    ["ccompile.finishing"],
     ["ccompile.pipeline", "ccompile.inspection", "ccompile.diff", "ccompile.accounting", "ccompile.packing"],
     ["ccompile.bisecting", "ccompile.api", "ccompile.pytest_plugin"],
     ["ccompile.report", "ccompile.reference", "ccompile.packing_report"],

@@ -80,7 +80,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
         ran[step.pass_name()] += 1
         return act(step, view, *more)
 
-    monkeypatch.setattr("ccompile.pipeline.act", counted)
+    monkeypatch.setattr("ccompile.running.act", counted)
     made = Workshop(tmp_path, ran)
     made.write(STEPS, builders.mlp(0))
     return made

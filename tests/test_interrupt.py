@@ -21,7 +21,7 @@ ARGUMENTS = ("digits.onnx", "-s", "tidy.yaml", "-o", "out.onnx", "--threads", 1)
 STALLED = """
     import sys, time
     from pathlib import Path
-    from ccompile import cli, disk, files, pipeline
+    from ccompile import cli, disk, files, running
 
     def stall(*arguments, **options):
         Path("reached").touch()
@@ -57,7 +57,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-@pytest.mark.parametrize("place", ["pipeline.Run._act", "files._write_inline", "disk.os.fsync", "disk.write_text"])
+@pytest.mark.parametrize("place", ["running.Run._act", "files._write_inline", "disk.os.fsync", "disk.write_text"])
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_compile_leaves_the_previous_output(
     digits: Path, place: str, sent: signal.Signals, code: int
@@ -156,7 +156,7 @@ def test_two_compiles_to_one_output_both_succeed(digits: Path) -> None:
 DEAF = """
     import ctypes, sys, threading
     from pathlib import Path
-    from ccompile import cli, pipeline
+    from ccompile import cli, running
 
     def stall(*arguments, **options):
         lock, mutex, ready = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(256), threading.Event()
@@ -175,7 +175,7 @@ DEAF = """
 def test_an_interrupt_ends_within_a_second_what_python_cannot_interrupt(
     digits: Path, sent: signal.Signals, code: int
 ) -> None:
-    process = started(digits, "pipeline.Run._act", DEAF)
+    process = started(digits, "running.Run._act", DEAF)
     start = time.monotonic()
     process.send_signal(sent)
     found, err = ended(process)

@@ -39,7 +39,7 @@ def name_of(value: str, run: Bench) -> str:
 
 def drifts(run: Bench) -> dict[str, float]:
     types = (run.origin.types, run.state.types)
-    feeds = next(iter(run._feeds()))
+    feeds = next(iter(run.feeds()))
     found = drift.drifts(run.source.model, run.state.model, types, feeds, runtime.Settings(1))
     return {str(node.outputs[0].name): found[str(node.name)] for node in run.model.graph if str(node.name) in found}
 
@@ -78,7 +78,7 @@ def test_a_step_that_does_nothing_changes_nothing() -> None:
 def test_drift_begins_where_the_graph_was_changed_and_is_that_of_numpy() -> None:
     run = net(4)
     found = drifts(run)
-    x = next(iter(run._feeds()))["x"].astype(np.float64)
+    x = next(iter(run.feeds()))["x"].astype(np.float64)
     weights = {
         str(v.name): v.const_value.numpy() for v in run.source.model.graph.initializers.values() if v.const_value
     }
@@ -97,7 +97,7 @@ def test_values_of_another_shape_have_no_drift() -> None:
     run = net()
     types = dict(run.state.types)
     types["h"] = types["y"]
-    found = drift.drifts(run.model, run.model, (run.origin.types, types), next(iter(run._feeds())), runtime.Settings(1))
+    found = drift.drifts(run.model, run.model, (run.origin.types, types), next(iter(run.feeds())), runtime.Settings(1))
     assert name_of("h", run) not in found
     assert name_of("r", run) in found
 

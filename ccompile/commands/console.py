@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from ccompile.pipeline import Progress
+    from ccompile.running import Progress
 
 OK, BROKEN, WRONG, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
