@@ -39,6 +39,7 @@ from ccompile import graph
 from ccompile.core import CostReport
 from ccompile.cost_fusion import Fusion
 from ccompile.cost_layout import Blocks
+from ccompile.cost_memory import peak, stored_bytes
 from ccompile.cost_ops import FREE, LINEAR, PARTIAL_READS, Call, Work, multiplications, run_of
 from ccompile.cost_shapes import example_shapes, guessed_axes, inlined, inner_types
 from ccompile.cost_weights import Constants, Weights
@@ -90,7 +91,7 @@ def price(model: ir.Model, shapes: Shapes, target: Target, beside: int = 0) -> M
     analysis.shapes.infer with concrete input shapes (batch 1 by convention), or observed ones. Local functions are
     priced at every call.
     """
-    stored = sum(_stored_bytes(model))
+    stored = sum(stored_bytes(model))
     if model.functions:
         model, shapes = inlined(model, shapes)
     pricer = _Pricer(target, inner_types(model, shapes), _cold_share(stored + beside, target))
@@ -156,7 +157,7 @@ class _Pricer:
             inner_peaks[node] = max((body.peak for body in bodies), default=0)
             row = self._row(node, types, fusion, blocks, bodies)
             rows.append(replace(row, seconds=row.seconds + self._reordering(blocks.reorders.get(node, ()), types)))
-        return _Body(tuple(rows), *_peak(graph_, nodes, fusion, self.constants, types, inner_peaks))
+        return _Body(tuple(rows), *peak(graph_, nodes, fusion, self.constants, types, inner_peaks))
 
     def _reordering(self, values: Sequence[ir.Value], types: Shapes) -> float:
         """Return the seconds of changing the layout of values."""
@@ -350,67 +351,6 @@ def _sum(rows: Iterable[NodeCost]) -> NodeCost:
             seconds=total.seconds + row.seconds,
         )
     return total
-
-
-# ---------------------------------------------------------------------------------------------- memory
-
-
-def _stored_bytes(model: ir.Model) -> Iterator[int]:
-    """Yield the bytes of every tensor of the file: initializers and attributes, in all graphs and functions."""
-    graphs = [model.graph, *(function.graph for function in model.functions.values())]
-    while graphs:
-        current = graphs.pop()
-        for value in current.initializers.values():
-            yield value.const_value.nbytes if value.const_value is not None else 0
-        for node in current:
-            graphs.extend(graph.subgraphs(node))
-            tensor = graph.stored(node.outputs[0]) if node.op_type == "Constant" else None
-            yield tensor.nbytes if tensor is not None else 0
-            if node.op_type != "Constant":
-                tensors = [found for found in node.attributes.values() if found.type == ir.AttributeType.TENSOR]
-                yield sum(found.as_tensor().nbytes for found in tensors if not found.is_ref())
-
-
-def _peak(
-    graph_: ir.Graph,
-    nodes: Sequence[ir.Node],
-    fusion: Fusion,
-    constants: Constants,
-    types: Shapes,
-    inner: Mapping[ir.Node, int],
-) -> tuple[int, str]:
-    """Return the largest sum of live tensors and the node at which it occurs; `inner`: the peaks of bodies."""
-    birth = dict.fromkeys(graph_.inputs, 0)
-    death: dict[ir.Value, int] = {}
-    for at, node in enumerate(nodes):
-        for value in _read_values(node):
-            death[fusion.root(value)] = at
-        for value in node.outputs:
-            root = fusion.root(fusion.written(value))
-            if not constants.is_folded(root):
-                birth.setdefault(root, at)
-    death |= {fusion.root(value): len(nodes) for value in graph_.outputs}
-    change = [0] * (len(nodes) + 2)
-    for value, start in birth.items():
-        nbytes = constants.type_of(value, types).nbytes or 0
-        change[start] += nbytes
-        change[max(start, death.get(value, start)) + 1] -= nbytes
-    live = peak = 0
-    where = ""
-    for node, delta in zip(nodes, change, strict=False):
-        live += delta
-        if live + inner.get(node, 0) > peak:
-            peak, where = live + inner.get(node, 0), str(node.name)
-    return peak, where
-
-
-def _read_values(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield what a node reads, and what its subgraphs read."""
-    yield from (value for value in node.inputs if value is not None)
-    for sub in graph.subgraphs(node):
-        yield from (value for value in sub.outputs)
-        for inside in sub.all_nodes():
-            yield from (value for value in inside.inputs if value is not None)
 
 
 # ---------------------------------------------------------------------------------------------- comparison

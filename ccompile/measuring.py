@@ -24,8 +24,8 @@ import onnx
 import yaml
 
 from ccompile import benchmarks, onnx_io, timing
-from ccompile.benchmarks import Probe, Series
 from ccompile.core import Array
+from ccompile.probes import Probe, Series
 from ccompile.runtime import Session, Settings
 from ccompile.tables import TableKind, Tables
 from ccompile.target import RateKind, Target

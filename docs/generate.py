@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from ccompile import registry, report
+from ccompile import reference, registry
 from ccompile.core import Pass
 from ccompile.spec import schema
 
@@ -29,7 +29,7 @@ def pass_table(link: str) -> str:
 def pass_section(kind: type[Pass]) -> str:
     """Return the reference of one pass in Markdown."""
     rows = ["| option | value | default | meaning |", "|---|---|---|---|"]
-    for name, kind_of, default, text in report.options(kind):
+    for name, kind_of, default, text in reference.options(kind):
         rows.append(f"| `{name}` | {kind_of.replace('|', 'or')} | {default} | {text.replace('|', chr(92) + '|')} |")
     order = f"\nComes after: {', '.join(f'`{name}`' for name in kind.after)}.\n" if kind.after else ""
     return (

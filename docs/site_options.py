@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ccompile import registry, report
+from ccompile import reference, registry
 from ccompile.spec import schema
 
 # Declarations that specs are made of, in the order in which a reader meets them, and the headings they stand under.
@@ -163,7 +163,7 @@ def options_table(declared: Mapping[str, Any], defs: Mapping[str, Any], prefix: 
 
 def _value(entry: Mapping[str, Any], up: str) -> str:
     """Return what a key takes in words; declarations lead to where their own keys are."""
-    text = report.kind_of(entry).replace("|", "or").replace("<", "&lt;")
+    text = reference.kind_of(entry).replace("|", "or").replace("<", "&lt;")
     for name in _named_in(entry):
         page = "targets.md" if name in target_parts() else "spec.md"
         title = spec_parts().get(name, name.lower())

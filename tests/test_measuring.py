@@ -9,7 +9,7 @@ import pytest
 from runs import Run
 
 from ccompile import benchmarks, measuring
-from ccompile.benchmarks import Series
+from ccompile.probes import Series
 from ccompile.target import load_target
 
 BASE = "x86-64-avx512-vnni"

@@ -14,7 +14,7 @@ from ccompile.commands.console import OK, echo, show
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def passes_command(name: str | None, as_json: bool) -> int:
     """List the passes, or show the reference page of one."""
-    from ccompile import registry, report
+    from ccompile import reference, registry, report
 
     kinds = registry.passes() if name is None else {name: registry.find(name)}
     if as_json:
@@ -29,7 +29,7 @@ def passes_command(name: str | None, as_json: bool) -> int:
         }
         echo(json.dumps(data, indent=1))
     elif name is not None:
-        echo(report.pass_page(kinds[name]))
+        echo(reference.pass_page(kinds[name]))
     else:
         rows = [(known, kind.kind, registry.doc_of(kind).splitlines()[0]) for known, kind in kinds.items()]
         show(report.table(["pass", "contract", "what it does"], rows, left=3))
