@@ -27,6 +27,7 @@ from ccompile.core import Kind, PassResult, Rewrite, Site, Skip, View
 
 _WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 _FILLED = {"strides": 1, "dilations": 1, "pads": 0}  # what these are on every axis when absent
+GROWTH = (4096, 64)  # bytes; the second where the file's size is what counts: about what a node takes there
 
 
 class TidyGraph(Rewrite):
@@ -39,12 +40,18 @@ class TidyGraph(Rewrite):
     compact: bool = Field(
         False, description="leave out of the file what follows: inner types that inference finds, default attributes"
     )
-    growth: int = Field(4096, ge=0, le=1_000_000_000, description="a folded constant of up to this many bytes may grow")
+    growth: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000_000,
+        description="a folded constant of up to this many bytes may grow; by default 4096, and 64 with `compact`",
+    )
 
     def run(self, view: View) -> PassResult:
         """Apply all rules until none fires."""
         applied = [Site((name,), "an initializer that nothing reads") for name in graph.unread(view.model)]
         skipped: dict[str, Skip] = {}
+        growth = self.growth if self.growth is not None else GROWTH[self.compact]
         while True:
             before = len(applied)
             applied += folding.lifted(view)
@@ -53,7 +60,7 @@ class TidyGraph(Rewrite):
             applied += absorbing.absorbed(view, skipped)
             applied += repeats.merged(view, skipped)
             if self.fold_constants:
-                applied += folding.folded(view, self.growth, skipped)
+                applied += folding.folded(view, growth, skipped)
             if self.share_initializers:
                 applied += folding.shared(view, skipped)
             applied += [Site((str(node.name),), "dead") for node in graph.remove_dead(view.graph)]

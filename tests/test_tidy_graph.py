@@ -57,14 +57,19 @@ def test_an_initializer_that_an_excluded_node_reads_is_not_shared(name: str, giv
     assert len(run.record.skipped) == 1
 
 
-def grown(count: int, size: int, growth: int) -> driver.Bench:
+def grown(count: int, size: int, **options: int) -> driver.Bench:
     """Run on `count` sums with a constant of `size` floats that 8 stored bytes make."""
     net = Net(0)
     x = net.input("x", ["N", size])
     for index in range(count):
         shape, value = net.constant(np.array([size], np.int64)), ir.tensor(np.array([1.0 + index], np.float32))
         x = net.node("Add", x, net.node("ConstantOfShape", shape, value=value, name=f"fill{index}"))
-    return driver.run_step(registry.find("tidy-graph").model_validate({"growth": growth}), net.model(x))
+    return driver.run_step(registry.find("tidy-graph").model_validate(options), net.model(x))
+
+
+@pytest.mark.parametrize(("size", "compact", "folds"), [(16, True, 3), (17, True, 0), (17, False, 3), (1024, False, 3)])
+def test_compact_files_take_less_growth(size: int, compact: bool, folds: int) -> None:
+    assert len([site for site in grown(3, size, compact=compact).record.applied if "folded" in site.note]) == folds
 
 
 def test_growth_bounds_each_folded_constant() -> None:
