@@ -18,6 +18,7 @@ from ccompile import graph
 from ccompile.core import Array
 from ccompile.moments import Layer
 
+_BIAS_OPTIONAL = 11  # the opset from which on a Gemm may leave its bias out
 Sides = tuple[bool, bool]  # whether a stage's cost goes with the layer's inputs, and with its outputs
 
 
@@ -113,10 +114,10 @@ def _stage(
     if form.op == "Conv":
         inputs = [value, graph.add_constant(main, name, weight), *tail]
         return graph.add_node("Conv", inputs, _geometry(node, form, stage, first), before=node, base=base)
-    if form.op == "Gemm":
+    if form.op == "Gemm" and (tail or main.opset_imports.get("", 1) >= _BIAS_OPTIONAL):
         inputs = [value, graph.add_constant(main, name, weight), *tail]
         return graph.add_node("Gemm", inputs, {"transB": 1}, before=node, base=base)
-    if form.weight == 0:
+    if form.op == "MatMul" and form.weight == 0:
         return graph.add_node("MatMul", [graph.add_constant(main, name, weight), value], before=node, base=base)
     turned = graph.add_constant(main, name, np.ascontiguousarray(weight.T))
     return graph.add_node("MatMul", [value, turned], before=node, base=base)

@@ -66,18 +66,19 @@ class SplitSvd(NoiseRanked):
     def fit(self, W: Array, H: Array | None, form: Layer, rank: int) -> Factors:
         """Return the rank's best factors, of balanced size without data."""
         if H is None:
-            U, s, V = svd.decompose(W)
-            A, B = svd.truncate(U, s, V, rank)
+            A, B = svd.best(W, rank)
+            lost = float(np.square(W - A @ B).sum())
         else:
             U, s, V = weighted.decompose(W, H)
             A, B = U[:, :rank], V[:rank]
+            lost = float(np.square(s[rank:]).sum())
         first, second = self.shapes(form, rank)
         parts = self.stages(form, [B.reshape(first), A.reshape(second)])
-        return Factors(parts, A @ B, float(np.square(s[rank:]).sum()))
+        return Factors(parts, A @ B, lost)
 
     def losses(self, W: Array, H: Array | None, form: Layer, ranks: Sequence[int]) -> list[float]:
         """Return the loss at each rank: one decomposition tells them all."""
-        s = svd.decompose(W)[1] if H is None else weighted.spectrum(W, H)
+        s = svd.spectrum(W) if H is None else weighted.spectrum(W, H)
         tail = np.concatenate([np.cumsum(np.square(s[::-1]))[::-1], [0.0]])
         return [float(tail[rank]) for rank in ranks]
 
@@ -98,6 +99,6 @@ class SplitSvd(NoiseRanked):
         if form.groups > 1 or form.taps > 1:
             return None
         W = linear.matrix(node, form)[0]
-        s = svd.decompose(W)[1]
+        s = svd.spectrum(W)
         eps = float(ml_dtypes.finfo(linear.matrix_dtype(node, form)).eps)  # type: ignore[no-untyped-call]
         return (float(s[rank]) if rank < len(s) else 0.0) + 8 * eps * float(np.linalg.norm(s))

@@ -187,6 +187,19 @@ def test_a_dense_layer_of_full_rank_is_exact(op: str, weight_first: bool) -> Non
     assert_equal(many, model, {"x": rng.standard_normal(shape).astype(np.float32)})
 
 
+@pytest.mark.parametrize(("opset", "ops"), [(9, ["MatMul", "Gemm"]), (11, ["Gemm", "Gemm"])])
+def test_where_a_gemm_must_have_a_bias_a_stage_without_is_a_matmul(opset: int, ops: list[str]) -> None:
+    net, rng = Net(0), np.random.default_rng(2)
+    w, b = net.constant(rng.standard_normal((8, 6)).astype(np.float32), "w"), net.weight("b", (6,))
+    model = net.model(net.node("Gemm", net.input("x", ["N", 8]), w, b, name="fc"), opsets={"": opset})
+    many, form = graph.copy(model), layers(model)["fc"]
+    node = graph.node_named(many.graph, "fc")
+    made = stages.put(node, form, SCHEMES["svd"].fit(linear.matrix(node, form)[0], None, form, 6).stages, None)
+    graph.remove_dead(many.graph)
+    assert [node.op_type for node in made] == ops
+    assert_equal(many, model, {"x": rng.standard_normal((5, 8)).astype(np.float32)})
+
+
 def test_a_bias_that_is_given_replaces_the_old_one_and_its_beta() -> None:
     model = dense("Gemm")
     form, node = layers(model)["fc"], graph.node_named(model.graph, "fc")

@@ -83,7 +83,7 @@ def spectrum(W: Array, order: Order = "vertical") -> Array:
     [2.0, 0.0]
     """
     turned = _turned(W, order).transpose(1, 2, 0, 3)
-    return svd.decompose(turned.reshape(turned.shape[0] * turned.shape[1], -1))[1]
+    return svd.spectrum(turned.reshape(turned.shape[0] * turned.shape[1], -1))
 
 
 def losses(W: Array, H: Array | None, ranks: Sequence[int], order: Order = "vertical") -> list[float]:

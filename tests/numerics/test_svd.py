@@ -26,9 +26,8 @@ def matrix(o: int = 9, i: int = 6, seed: int = 0) -> Array:
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_a_planted_rank_is_recovered(rank: int) -> None:
     W = matrix(20, rank, 1) @ matrix(rank, 12, 2)
-    U, s, V = svd.decompose(W)
-    assert svd.rank_for_error(s, 1e-10) == rank
-    A, B = svd.truncate(U, s, V, rank)
+    assert svd.rank_for_error(svd.spectrum(W), 1e-10) == rank
+    A, B = svd.best(W, rank)
     np.testing.assert_allclose(A @ B, W, atol=1e-12 * np.abs(W).max() * 20)
 
 
@@ -41,7 +40,7 @@ def test_a_planted_spectrum_is_recovered() -> None:
 @pytest.mark.parametrize("shape", [(9, 6), (6, 9), (5, 5), (1, 4), (4, 1), (1, 1)])
 def test_full_rank_is_exact(shape: tuple[int, int]) -> None:
     W = matrix(*shape)
-    A, B = svd.truncate(*svd.decompose(W), min(shape))
+    A, B = svd.best(W, min(shape))
     assert A.shape == (shape[0], min(shape))
     assert B.shape == (min(shape), shape[1])
     assert np.linalg.norm(A @ B - W) <= 1e-12 * np.linalg.norm(W)
@@ -50,8 +49,8 @@ def test_full_rank_is_exact(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("rank", range(7))
 def test_the_error_is_the_discarded_spectrum(rank: int) -> None:
     W = matrix()
-    U, s, V = svd.decompose(W)
-    A, B = svd.truncate(U, s, V, rank)
+    s = svd.spectrum(W)
+    A, B = svd.best(W, rank)
     lost = W - A @ B
     assert np.linalg.norm(lost) == pytest.approx(np.sqrt(np.square(s[rank:]).sum()), abs=1e-12)
     assert np.linalg.norm(lost, 2) == pytest.approx(s[rank] if rank < 6 else 0, abs=1e-12)
@@ -60,7 +59,7 @@ def test_the_error_is_the_discarded_spectrum(rank: int) -> None:
 
 def test_no_other_factors_come_closer() -> None:
     W, rng = matrix(), np.random.default_rng(3)
-    A, B = svd.truncate(*svd.decompose(W), 2)
+    A, B = svd.best(W, 2)
     best = np.linalg.norm(W - A @ B)
     for _ in range(200):
         guess = rng.standard_normal((9, 2)) if rng.integers(2) else A + 0.01 * rng.standard_normal(A.shape)
@@ -69,7 +68,7 @@ def test_no_other_factors_come_closer() -> None:
 
 
 def test_both_factors_carry_the_same_norm() -> None:
-    A, B = svd.truncate(*svd.decompose(matrix()), 4)
+    A, B = svd.best(matrix(), 4)
     np.testing.assert_allclose(np.linalg.norm(A, axis=0), np.linalg.norm(B, axis=1))
 
 
@@ -107,13 +106,39 @@ def test_a_matrix_that_is_not_finite_is_refused(bad: float) -> None:
         svd.decompose(W)
 
 
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9), (6, 6)])
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_large_matrices_go_by_a_gram_matrix(shape: tuple[int, int], rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    W = matrix(*shape).astype(np.float32)
+    A, B = svd.best(W, rank)
+    s = svd.spectrum(W)
+    monkeypatch.setattr(svd, "LARGE", 4)
+    np.testing.assert_allclose(svd.spectrum(W), s, rtol=1e-7)
+    P, Q = svd.best(W, rank)
+    np.testing.assert_allclose(P @ Q, A @ B, atol=1e-7)
+    np.testing.assert_allclose(np.linalg.norm(P, axis=0), np.linalg.norm(Q, axis=1), rtol=1e-7)
+    again = svd.best(W.copy(), rank)
+    assert (again[0].tobytes(), again[1].tobytes()) == (P.tobytes(), Q.tobytes())
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test_a_large_matrix_of_a_small_rank_is_given_back(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svd, "LARGE", 4)
+    W = matrix(shape[0], 2, 1) @ matrix(2, shape[1], 2)
+    for rank in (2, 5):
+        A, B = svd.best(W, rank)
+        np.testing.assert_allclose(A @ B, W, atol=1e-12 * np.abs(W).max())
+    with pytest.raises(np.linalg.LinAlgError, match="not finite"):
+        svd.best(np.full(shape, np.nan), 1)
+
+
 def test_a_matrix_of_zeros_has_rank_one_at_most() -> None:
-    U, s, V = svd.decompose(np.zeros((4, 3)))
+    s = svd.spectrum(np.zeros((4, 3)))
     assert not s.any()
     assert svd.tail_errors(s).tolist() == [0, 0, 0, 0]
     assert svd.rank_for_energy(s, 1.0) == 1
     assert svd.rank_for_error(s, 0.0) == 1
-    A, B = svd.truncate(U, s, V, 1)
+    A, B = svd.best(np.zeros((4, 3)), 1)
     assert not (A @ B).any()
 
 
