@@ -64,7 +64,9 @@ def product(rows: int, inputs: int, outputs: int, is_integer: bool = False) -> P
         return net.model()
 
     names = ("QLinearMatMul",) if is_integer else ("MatMul", "Gemm", "FusedMatMul")
-    return Probe((rows, inputs, outputs), rows * inputs * outputs, names, lambda: build(COPIES)[0].model(), times=joined)
+    return Probe(
+        (rows, inputs, outputs), rows * inputs * outputs, names, lambda: build(COPIES)[0].model(), times=joined
+    )
 
 
 def _square(positions: int) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 ONNX Runtime merges nodes, renames them and inserts changes of layout. A node that runs stands for the source nodes
 between what it reads and what it writes; values keep their names, but those in blocks of channels, whose makers are
-called `<value>_nchwc`. A change of layout belongs to what reads its result, or to what made the value where nothing
-does.
+called `<value>_nchwc`, and what integer convolutions with channels last write, which keep the name of their node. A
+change of layout belongs to what reads its result, or to what made the value where nothing does.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class Covering:
     def __init__(self, model: ir.Model, runs: onnx.GraphProto) -> None:
         self.made = {str(value.name): node for node in model.graph for value in node.outputs if value.name}
         self.order = {node: at for at, node in enumerate(model.graph)}
+        self.named = {str(node.name): node for node in model.graph}
         self.known = self.made.keys() | {str(value.name) for value in model.graph.inputs}
         self.runs = list(runs.node)
         self.maker = {name: node for node in self.runs for name in node.output}
@@ -99,11 +100,11 @@ class Covering:
     def nodes(self) -> dict[str, tuple[str, ...]]:
         """Return the names of the source nodes of each node that runs, by its name."""
         taken: set[ir.Node] = set()
-        found = {node.name: self.covered(node, taken) for node in self.runs if node.op_type not in _REORDERS}
+        found = {node.name: self.covered(node, taken) for node in self.runs if not self.reorders(node)}
         for node in self.runs:
-            if node.op_type in _REORDERS:
+            if self.reorders(node):
                 reader = next((other for other in self.runs if set(node.output) & set(other.input)), None)
-                is_last = reader is None or reader.op_type in _REORDERS
+                is_last = reader is None or self.reorders(reader)
                 maker = self.made.get(self.source(node.input[0]))
                 own = () if maker is None else (str(maker.name),)
                 holding = next((nodes for nodes in found.values() if own and own[0] in nodes), own)
@@ -132,13 +133,26 @@ class Covering:
         """Return the source value that a value stands for."""
         while name not in self.known and name in self.maker:
             node = self.maker[name]
-            if node.op_type not in _REORDERS:
+            if not self.reorders(node):
                 return self._written(node)
             name = node.input[0]
         return name
 
+    def reorders(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node does nothing but change a layout for the runtime's own sake."""
+        return node.op_type in _REORDERS or (node.op_type == "Transpose" and node.name not in self.named)
+
     def _written(self, node: onnx.NodeProto) -> str:
-        """Return the source value that a node in blocks writes: its name says that of the convolution itself.
+        """Return the source value that a node with a layout of its own writes."""
+        maker = self.named.get(re.sub(r"_token_\d+$", "", node.name))
+        if node.op_type != "QLinearConv" or maker is None:
+            return self._written_in_blocks(node)
+        while maker.op_type != "QuantizeLinear" and (reader := graph.only_use(maker.outputs[0])) is not None:
+            maker = reader
+        return str(maker.outputs[0].name)
+
+    def _written_in_blocks(self, node: onnx.NodeProto) -> str:
+        """Return what a node in blocks writes: its name says that of the convolution itself.
 
         A sum that it absorbed in blocks, and the activation behind that, stand behind it.
         """

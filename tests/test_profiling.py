@@ -36,6 +36,21 @@ def residual() -> ir.Model:
     return net.model(net.node("Gemm", net.node("Flatten", pooled, name="flat"), net.weight("w", (16, 4)), name="fc"))
 
 
+def integers() -> ir.Model:
+    """Two convolutions on codes in a row, which x86 runs with channels last."""
+    net = builders.Net(0)
+    one, zero = net.constant(np.array(0.1, np.float32), "s"), net.constant(np.array(0, np.uint8), "z")
+    x = net.node("QuantizeLinear", net.input("x", [1, 16, 16, 16]), one, zero, name="codes")
+    for name in ("first", "second"):
+        x = net.node("DequantizeLinear", x, one, zero, name=f"{name}_in")
+        w = net.node(
+            "DequantizeLinear", net.constant(np.ones((16, 16, 3, 3), np.int8), f"{name}_w"), one, name=f"{name}_dq"
+        )
+        x = net.node("Relu", net.node("Conv", x, w, name=name, pads=[1] * 4), name=f"{name}_relu")
+        x = net.node("QuantizeLinear", x, one, zero, name=f"{name}_out")
+    return net.model(net.node("DequantizeLinear", x, one, zero, name="values"))
+
+
 def counts(model: ir.Model, folder: Path) -> Counter[str]:
     """Return in how many layers each source node is."""
     graph.name_nodes(model.graph)
@@ -55,6 +70,14 @@ def test_no_source_node_runs_in_two_layers_where_the_runtime_moves_transposes(tm
     assert {str(node.name) for node in model.graph} - set(found) <= {
         str(node.name) for node in model.graph if node.op_type == "Transpose"
     }
+
+
+def test_integer_convolutions_in_a_row_are_told_apart(tmp_path: Path) -> None:
+    layers = covered(integers(), tmp_path)
+    for name in ("first", "second"):
+        (layer,) = {names for names in layers if name in names}
+        assert {name, f"{name}_relu", f"{name}_out"} <= set(layer)
+        assert not {"first", "second"} - {name} & set(layer)
 
 
 def test_a_convolution_runs_with_its_activation(tmp_path: Path) -> None:
