@@ -69,7 +69,9 @@ def gains(items: Array, Q: Array) -> Array:
     >>> gains(np.array([[[3.0, 4.0]]]), np.array([[[1.0, 0.0]], [[0.0, 1.0]]])).tolist()
     [[9.0, 16.0]]
     """
-    return np.stack([np.square(items @ basis.T).sum((1, 2)) for basis in Q], 1)
+    n, k, v = items.shape
+    found: Array = np.square(items.reshape(n * k, v) @ Q.reshape(-1, v).T).reshape(n, k, *Q.shape[:2]).sum((1, 3))
+    return found
 
 
 def cluster(
@@ -97,13 +99,14 @@ def cluster(
 
 def _start(items: Array, clusters: int, dimension: int, rng: np.random.Generator) -> Array:
     energy = np.square(items).sum((1, 2))
-    left = energy.copy()
+    most, left = np.zeros(len(items)), energy
     Q = np.zeros((clusters, dimension, items.shape[2]))
     for number in range(clusters):
         chance = left if left.sum() > 1e-12 * energy.sum() else np.ones(len(items))
         chosen = items[rng.choice(len(items), p=chance / chance.sum())]
         Q[number] = subspaces(chosen[None], np.zeros(1, int), 1, dimension)[0]
-        left = np.maximum(energy - gains(items, Q[: number + 1]).max(1), 0.0)
+        most = np.maximum(most, gains(items, Q[number : number + 1])[:, 0])
+        left = np.maximum(energy - most, 0.0)
     return Q
 
 
