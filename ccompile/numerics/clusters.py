@@ -69,9 +69,7 @@ def gains(items: Array, Q: Array) -> Array:
     >>> gains(np.array([[[3.0, 4.0]]]), np.array([[[1.0, 0.0]], [[0.0, 1.0]]])).tolist()
     [[9.0, 16.0]]
     """
-    n, k, v = items.shape
-    found: Array = np.square(items.reshape(n * k, v) @ Q.reshape(-1, v).T).reshape(n, k, *Q.shape[:2]).sum((1, 3))
-    return found
+    return np.stack([np.square(items @ basis.T).sum((1, 2)) for basis in Q], 1)
 
 
 def cluster(
