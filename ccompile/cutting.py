@@ -104,6 +104,15 @@ def kept_rows(keeps: Mapping[Group, Array], was: Mapping[str, Was]) -> dict[str,
     return found
 
 
+def sparing(group: Group, order: Array, loss: Array) -> tuple[Array, Array]:
+    """Return the removal order and its losses without what would leave a value no channel: the last of each part."""
+    place = np.full(group.size, len(order))
+    place[order] = np.arange(len(order))
+    spared = np.isin(np.arange(len(order)), [place[part].max() for part in group.parts()])
+    saved = np.cumsum(np.where(spared, np.diff(loss, prepend=0.0), 0.0))
+    return order[~spared], (loss - saved)[~spared]
+
+
 def curve(model: ir.Model, group: Group, order: Array, loss: Array) -> list[Choice]:
     """Return the group's curve, all units first; params of its own constants, macs left to the driver's costs."""
     parts = cuts.terms([group], cuts.weight_costs(model, [group], "params"), [order])

@@ -32,6 +32,10 @@ class Scheme(Protocol):
         """Return the greatest rank."""
         ...
 
+    def has(self, form: Layer, rank: int) -> bool:
+        """Say whether a rank from 1 to the greatest is one; 1 is."""
+        ...
+
     def shapes(self, form: Layer, rank: int) -> list[tuple[int, ...]]:
         """Return the shapes of one group's stages at a rank, in order."""
         ...
@@ -94,7 +98,7 @@ def rank_of(scheme: Scheme, share: float, form: Layer, price: LayerPrice) -> int
         middle = (low + high + 1) // 2
         fits = price.macs_of(form.groups, scheme.shapes(form, middle)) <= share * price.macs
         low, high = (middle, high) if fits else (low, middle - 1)
-    return low
+    return next((rank for rank in range(low, 0, -1) if scheme.has(form, rank)), 0)
 
 
 def rank_left(scheme: Scheme, rank: int, was: Layer, form: Layer, positions: Sequence[float]) -> int:

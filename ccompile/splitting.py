@@ -90,7 +90,7 @@ class Split(Layerwise):
         raise NotImplementedError
 
     def has(self, form: Layer, rank: int) -> bool:
-        """Say whether a rank from 1 to the greatest is one."""
+        """Say whether a rank from 1 to the greatest is one; 1 is."""
         return True
 
     def like(self, rank: int, form: Layer) -> Sequence[int]:

@@ -155,11 +155,11 @@ class PruneChannels(Compression):
     def _order(self, group: Group, view: View) -> tuple[Array, Array]:
         """Return the removal order of the units and the loss after each removal."""
         trace = view.once(("trace", group.name), lambda: self._traces([group], view)[0])
-        return trace.order, trace.loss
+        return view.once(("order", group.name), lambda: cutting.sparing(group, trace.order, trace.loss))
 
     def _traces(self, groups: Sequence[Group], view: View) -> list[Trace]:
         if self.criterion == "reconstruction":
-            limits = [group.size - self._fewest(group) for group in groups]
+            limits = [group.size - max(1, self._fewest(group) - len(group.parts())) for group in groups]
             tasks = ((self._consumers(group, view), limit) for group, limit in zip(groups, limits, strict=True))
             return view.map(obs.traced, tasks)
         return [saliency.ranked(self._scores(group, view)) for group in groups]
@@ -284,7 +284,9 @@ class PruneChannels(Compression):
         """Return as many units that together lose no more, found by exchanges."""
 
         def search() -> Array:
-            found = swaps.swap_search(self._consumers(group, view), np.flatnonzero(keep), self.swaps, ridge=0.0)
+            fixed = [part[keep[part]][-1] for part in group.parts()]  # no value may lose all that it has
+            kept = np.flatnonzero(keep)
+            found = swaps.swap_search(self._consumers(group, view), kept, self.swaps, ridge=0.0, fixed=fixed)
             return np.isin(np.arange(group.size), found.keep)
 
         return view.once(("swapped", group.name, int(keep.sum())), search)

@@ -100,6 +100,24 @@ def test_an_error_of_nothing_removes_what_is_dead_and_no_more() -> None:
     assert sizes(run.model) == {"a": 6, "b": 6}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep": 0.5},
+        {"keep": 2},
+        {"keep": 2, "swaps": 5},
+        {"keep": 0.5, "criterion": "l2", "statistics": "weights"},
+        {"keep": {"macs": 0.7}, "only": ["a"], "sensitivity": False},
+    ],
+)
+def test_no_part_of_a_split_loses_its_last_channel(options: dict[str, Any]) -> None:
+    """All of the left part is dead, and would go first."""
+    run = prune(dead(coupled.halves(), "a", 0, 1, 2), **options)
+    rows = weight(run.model, "a").reshape(-1, 27)
+    assert 2 <= len(rows) < 8
+    assert (~rows.any(1)).sum() == 1
+
+
 def test_permuted_channels_permute_the_answer() -> None:
     model = coupled.chain()
     order = np.random.default_rng(0).permutation(8)

@@ -10,8 +10,12 @@ import pytest
 from builders import Net
 from calibrated import outputs
 
+from ccompile import split_prices
+from ccompile.analysis import linear
+from ccompile.moments import Layer
 from ccompile.passes.split_biclusters import SplitBiclusters
 from ccompile.passes.split_colour import SplitColour
+from ccompile.split_prices import LayerPrice
 from ccompile.tolerance import Tolerance
 
 if TYPE_CHECKING:
@@ -109,6 +113,14 @@ def test_what_does_not_divide_or_pay_is_refused_with_the_reason(
     record = driver.run_step(step, conv(np.random.default_rng(0).standard_normal(shape))).record
     assert not record.applied
     assert words in record.skipped[0].reason
+
+
+@pytest.mark.parametrize(("share", "rank"), [(0.04, 0), (0.05, 1), (0.07, 2), (0.12, 5), (0.95, 10)])
+def test_only_numbers_of_colours_that_divide_are_priced(share: float, rank: int) -> None:
+    form = linear.layer(conv(np.ones((10, 30, 3, 3))).graph.node(0))
+    assert isinstance(form, Layer)
+    price = LayerPrice(form.out * form.columns, 0.0, (1.0, 1.0))
+    assert split_prices.rank_of(SplitColour(keep=0.5), share, form, price) == rank
 
 
 def test_a_grouped_layer_is_left_alone() -> None:

@@ -71,6 +71,11 @@ class Group:
         """Return the members of one role."""
         return tuple(member for member in self.members if member.role == role)
 
+    def parts(self) -> list[Array]:
+        """Return the units[n] of each value that has some of them only, as one of those that a Concat joins may."""
+        found = [np.unique(carrier.unit[carrier.unit >= 0]) for carrier in self.carriers]
+        return list({units.tobytes(): units for units in found if 0 < units.size < self.size}.values())
+
 
 @dataclass(frozen=True)
 class Channels:

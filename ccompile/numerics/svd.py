@@ -40,12 +40,14 @@ def spectrum(W: Array) -> Array:
     """
     from scipy.linalg import eigvalsh, svdvals
 
+    found: Array
     if min(W.shape) <= LARGE:
         if not np.isfinite(W).all():
             raise np.linalg.LinAlgError("the matrix is not finite")
-        found: Array = svdvals(W.astype(np.float64))
-        return found
-    return np.sqrt(np.maximum(eigvalsh(_gram(W))[::-1], 0.0))
+        found = svdvals(W.astype(np.float64))
+    else:
+        found = np.sqrt(np.maximum(eigvalsh(_gram(W))[::-1], 0.0))
+    return found
 
 
 def best(W: Array, rank: int) -> tuple[Array, Array]:

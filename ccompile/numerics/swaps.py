@@ -40,9 +40,16 @@ class Swaps:
 
 
 def swap_search(
-    consumers: Sequence[Consumer], keep: Array, max_swaps: int = 50, candidates: int = 16, ridge: float = 0.01
+    consumers: Sequence[Consumer],
+    keep: Array,
+    max_swaps: int = 50,
+    candidates: int = 16,
+    ridge: float = 0.01,
+    fixed: Sequence[int] = (),
 ) -> Swaps:
     """Exchange a kept with a removed unit while the exact loss falls; the result is never worse than `keep`.
+
+    Kept units among `fixed` stay.
 
     Each swap tries the `candidates` removed units that would help most, each against every kept unit, and takes the
     best pair. Bounded: `max_swaps` swaps, each `candidates` scorings (o d b) and two d x d updates of rank b.
@@ -52,7 +59,7 @@ def swap_search(
     n = unit_count(consumers)
     kept = np.isin(np.arange(n), keep)
     start = sum(loss_of(system, np.flatnonzero(kept)) for system in systems)
-    search = _Search(systems, kept.copy())
+    search = _Search(systems, kept.copy(), np.isin(np.arange(n), fixed))
     loss, swaps = start, 0
     while swaps < max_swaps:
         change, unit_in, unit_out = search.best_swap(candidates)
@@ -127,8 +134,8 @@ class _Sweep:
 class _Search:
     """All consumers of a group in swept form."""
 
-    def __init__(self, systems: Sequence[System], kept: Array) -> None:
-        self.kept = kept
+    def __init__(self, systems: Sequence[System], kept: Array, fixed: Array) -> None:
+        self.kept, self.fixed = kept, fixed
         self.scores, self.owner, self.parts = flat_scores(systems)
         self.readers = readers_of(systems, len(kept))
         self.sweeps = [_Sweep(system, kept) for system in systems]
@@ -150,7 +157,7 @@ class _Search:
             saved = self.scores.copy()
             for index, position in self.readers[unit]:
                 self.parts[index][:] = self.sweeps[index].rate_after(position)
-            costs = np.where(self.kept, self._totals(), np.inf)
+            costs = np.where(self.kept & ~self.fixed, self._totals(), np.inf)
             self.scores[:] = saved
             out = int(np.argmin(costs))
             best = min(best, (float(costs[out] - gains[unit]), unit, out))

@@ -186,6 +186,17 @@ def test_the_predicted_change_of_a_swap_is_exact() -> None:
     assert after.loss < before
 
 
+def test_fixed_units_are_not_swapped_out() -> None:
+    consumers = [sample(20, units=8, b=3)[0]]
+    start = np.array([0, 1, 2, 3])
+    free = swap_search(consumers, start, ridge=0.0).keep
+    gone = np.setdiff1d(start, free)[:1]
+    held = swap_search(consumers, start, ridge=0.0, fixed=gone.tolist())
+    assert gone.size
+    assert gone[0] in held.keep
+    assert not np.array_equal(held.keep, start)
+
+
 def test_greedy_with_swaps_reaches_the_optimum_in_most_seeds() -> None:
     optimal = better = 0
     for seed in range(20):
