@@ -238,7 +238,7 @@ def test_evaluated_models_claim_no_newer_format_than_old_runtimes_read(monkeypat
         versions.append(model.ir_version)
         return real(model)
 
-    monkeypatch.setattr(graph, "to_proto", seen)
+    monkeypatch.setattr(onnx_io, "to_proto", seen)
     runtime.evaluate([value(constants_model(), "d")], ONE)
     assert versions == [10]
 
