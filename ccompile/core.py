@@ -161,8 +161,11 @@ class Statistics(Protocol):
         """Return the moments of layers of one graph, by node name, its own outputs as targets."""
         ...
 
-    def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
-        """Return a walk through the source, or another reference, and `model`."""
+    def chain(self, model: ir.Model, reference: ir.Model | None = None, spare: bool = False) -> Chain:
+        """Return a walk through the source, or another reference, and `model`.
+
+        spare: leave out the batches that `held_out` uses.
+        """
         ...
 
     def impact(self, model: ir.Model, base: ir.Model | None = None) -> float:

@@ -49,8 +49,9 @@ def consumers(node: ir.Node, reader: Reader, moments: Moments | None, ridge: flo
     for g, gram in enumerate(fitting.gram(moments)):
         mean = moments.mean_x[g] if has_bias else None
         spread = gram if mean is None else gram - moments.rows * np.outer(mean, mean)
-        chosen = shrinkage.ridge_of(shrinkage.standardised(spread)[0], moments.rows) if ridge is None else ridge
-        H = gram + chosen * np.diag(spread.diagonal())
+        R, scale = shrinkage.standardised(spread)
+        chosen = shrinkage.ridge_of(R, moments.rows) if ridge is None else ridge
+        H = gram + chosen * np.diag(np.where(R.diagonal() > 0, np.square(scale), 0.0))
         found.append(Consumer(W[g], H, reader.unit[g], weight, mean, moments.rows if has_bias else 0))
     return found
 

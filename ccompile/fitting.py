@@ -120,14 +120,19 @@ def refit_node(node: ir.Node, was: Was, chain: Chain, ridge: float | None) -> Re
     moments = chain.moments(form, was.layer, was.kept)
     W0, b0 = linear.matrix(node, form), linear.bias(node, form)
     assert b0 is not None
-    ridge = tried_ridge(moments, ridge, lambda others, tried: solve(others, W0, b0, tried))
-    W, b = solve(moments, W0, b0, ridge)
+    (W, b), ridge = tried_fit(moments, W0, b0, ridge)
     before, after = lost(moments, W0, b0), lost(moments, W, b)
     if after > before:
         return Refitted(form.name, before, before)
     W, b = _seen(moments, (W, b), was, chain, ridge)
     linear.store(node, form, W, None if form.op == "MatMul" else b)
     return Refitted(form.name, before, after)
+
+
+def tried_fit(moments: Moments, W0: Array, b0: Array, ridge: float | None) -> tuple[tuple[Array, Array], float | None]:
+    """Return the fitted W[g, o, d] and b[g, o], and the ridge that was tried for them; see `tried_ridge`."""
+    ridge = tried_ridge(moments, ridge, lambda others, tried: solve(others, W0, b0, tried))
+    return solve(moments, W0, b0, ridge), ridge
 
 
 def tried_ridge(
@@ -269,7 +274,7 @@ def metrics(moments: Moments, W: Array, ridge: float | None) -> list[Metric]:
     for group, H in zip(W, grams, strict=True):
         R, scale = shrinkage.standardised(H)
         chosen = shrinkage.ridge_of(R, moments.rows) if ridge is None else ridge
-        H = H + np.diag(chosen * np.square(scale) * R.diagonal())
+        H = H + np.diag(np.where(R.diagonal() > 0, chosen * np.square(scale), 0.0))
         found.append(Metric(group, H, float(((group @ H) * group).sum())))
     return found
 

@@ -45,7 +45,7 @@ class Weights:
 class Plan:
     """What to write: the units by name, a grid for each value that may become codes, the layers' weights.
 
-    `apart`: what no unit absorbs (see integers.units).
+    A layer of no weights keeps its own, in float. `apart`: what no unit absorbs (see integers.units).
     """
 
     chosen: frozenset[str]
@@ -118,7 +118,7 @@ class _Writer:
                 where = grid(float(constant.min(initial=0)), float(constant.max(initial=0)))
                 code = graph.add_constant(self.main, f"{value.name}_codes", where.encode(constant))
             node.replace_input_with(at, self._decoder(node, code, where).outputs[0])
-            if unit.kind == "layer":
+            if unit.name in self.plan.weights:
                 self._encode_layer(unit, where)
 
     def _encode_layer(self, unit: Unit, source: Grid) -> None:

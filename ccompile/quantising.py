@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from ccompile.moments import Layer, Moments, Spread
 from ccompile.numerics import ranges, regions, rounding
 from ccompile.numerics.ranges import Grid, Histogram
 from ccompile.qdq import Plan, Weights
+from ccompile.tolerance import Tolerance
 
 Ranges = Literal["minmax", "percentile", "mse", "entropy"]
 Rounding = Literal["nearest", "feedback", "descent"]
@@ -28,7 +30,7 @@ _BIAS_LIMIT = 2.0**30  # codes of a bias
 # The runtime pools codes fast where an integer convolution leaves them channels last, else at 3 ns a tap, as measured;
 # it also moves a quantisation behind a float pool before it. In units of the float pool's own time:
 _SLOW_POOL = 20.0
-_MARGIN = 0.15  # of the units' time in float: what a plan must gain for estimates to be believed
+_HALVINGS = 12  # of the logarithm of what a loss is worth in seconds
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,17 @@ def weights(
 def _weights(node: ir.Node, form: Layer, step: float, mean: Array, moments: Moments | None, recipe: Recipe) -> Weights:
     W, b = linear.matrix(node, form), linear.bias(node, form)
     assert b is not None
+    known = coded(form, W, b, step, moments, recipe)
+    if recipe.correct and form.op != "MatMul":
+        b = b + np.einsum("god,gd->go", W - known.values, mean)
+    return replace(known, bias=b)
+
+
+def coded(form: Layer, W: Array, b: Array, step: float, moments: Moments | None, recipe: Recipe) -> Weights:
+    """Return a weight [g, o, d] on integers, and the bias [g, o] as it is; `step` is the scale of the layer's input.
+
+    moments: of the layer's inputs, where rounding is not to nearest.
+    """
     flat = W.reshape(-1, form.columns)
     scale = (
         rounding.least_squares(flat, recipe.limit) if recipe.ranges == "mse" else rounding.largest(flat, recipe.limit)
@@ -189,8 +202,6 @@ def _weights(node: ir.Node, form: Layer, step: float, mean: Array, moments: Mome
     scale = scale.astype(np.float64).reshape(form.groups, form.out)
     codes = np.stack([_rounded(W[g], scale[g], None if moments is None else _metric(moments, g), recipe)
                       for g in range(form.groups)])  # fmt: skip
-    if recipe.correct and form.op != "MatMul":
-        b = b + np.einsum("god,gd->go", W - codes * scale[:, :, None], mean)
     return Weights(form, codes, scale, b, not recipe.per_channel)
 
 
@@ -217,17 +228,20 @@ def _column_means(form: Layer, spread: Spread) -> Array:
 
 @dataclass(frozen=True)
 class Prices:
-    """Estimated seconds: of each unit in float and on integers, and of each value's passage, by name."""
+    """Estimated seconds: of each unit in float and on integers, and of each value's passage, by name.
+
+    `margin`: the share of the units' time in float that a plan must gain for the estimates to be believed.
+    """
 
     floats: Mapping[str, float]
     codes: Mapping[str, float]
     passages: Mapping[str, float]
+    margin: float = 0.15
 
 
 def prices(model: ir.Model, units: Sequence[Unit], plan: Plan, types: Shapes, costs: Costs) -> Prices:
     """Return what units cost in the graph as it is and in one where all of them are integers."""
-    trial = graph.copy(model)
-    qdq.encode(trial, plan, types)
+    trial = written(model, plan, types)
     now, then = ({name: cost[1] for name, cost in costs.nodes(m).items()} for m in (model, trial))
     names = {unit.name: [unit.name, *(str(node.name) for node in unit.tail)] for unit in units}
     values = {str(value.name) for unit in units for value in (*unit.inputs, *unit.outputs)}
@@ -238,17 +252,20 @@ def prices(model: ir.Model, units: Sequence[Unit], plan: Plan, types: Shapes, co
     )
 
 
-def everywhere(units: Sequence[Unit]) -> frozenset[str]:
-    """Return all units but moves that nothing next to them makes worthwhile."""
+def even(units: Sequence[Unit]) -> Prices:
+    """Return prices by which all units are worthwhile but moves that nothing next to them makes so."""
     names = {str(value.name) for unit in units for value in (*unit.inputs, *unit.outputs)}
     floats = {unit.name: 1e-3 if unit.kind == "move" else 1.0 for unit in units}
-    return worthwhile(units, Prices(floats, dict.fromkeys(floats, 0.0), dict.fromkeys(names, 1e-3)))
+    return Prices(floats, dict.fromkeys(floats, 0.0), dict.fromkeys(names, 1e-3), 0.0)
 
 
-def worthwhile(units: Sequence[Unit], known: Prices, floating: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Return the units that are faster on integers, passages counted; `floating` stay in float whatever they cost.
+def worthwhile(
+    units: Sequence[Unit], known: Prices, penalties: Mapping[str, float] = MappingProxyType({})
+) -> frozenset[str]:
+    """Return the units that are faster on integers, passages counted.
 
-    None where all together gain less than estimates are good for.
+    None where all together gain less than estimates are good for. penalties: of units, what integers cost there beyond
+    their seconds.
     """
     index = {unit.name: at for at, unit in enumerate(units)}
     maker = {value: index[unit.name] for unit in units for value in unit.outputs}
@@ -265,10 +282,11 @@ def worthwhile(units: Sequence[Unit], known: Prices, floating: frozenset[str] = 
             pooling = _SLOW_POOL * (known.floats[units[made].name] if made in pools else price)
         passages.append(regions.Passage(made, readers, price + pooling, 0.0 if made in makes_float else price))
     passages += [regions.Passage(maker.get(units[at].inputs[0]), (at,), np.inf, 0.0) for at in sorted(pools)]
-    codes = [np.inf if unit.name in floating else known.codes[unit.name] for unit in units]
+    codes = [known.codes[unit.name] for unit in units]
     floats = [known.floats[unit.name] for unit in units]
-    chosen = regions.cheapest(floats, codes, passages)
-    if regions.cost(chosen, floats, codes, passages) > (1 - _MARGIN) * sum(floats):
+    costs = [code + penalties.get(unit.name, 0.0) for code, unit in zip(codes, units, strict=True)]
+    chosen = regions.cheapest(floats, costs, passages)
+    if regions.cost(chosen, floats, codes, passages) > (1 - known.margin) * sum(floats):
         return frozenset()
     return frozenset(unit.name for unit, taken in zip(units, chosen, strict=True) if taken)
 
@@ -283,47 +301,56 @@ def _is_data(units: Sequence[Unit], by_node: Mapping[ir.Node, int], use: tuple[i
 
 
 def fall_back(
-    stats: Statistics,
-    model: ir.Model,
-    plan: Plan,
-    types: Shapes,
-    holds: Callable[[ir.Model], bool],
-    choose: Callable[[frozenset[str]], frozenset[str]],
-    candidates: Sequence[str],
-    tell: Callable[[str], None],
-) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Return the units to write, and those kept in float, the most sensitive first, until `holds` accepts the graph.
+    units: Sequence[Unit],
+    known: Prices,
+    lost: Mapping[str, float],
+    holds: Callable[[frozenset[str]], bool],
+) -> frozenset[str]:
+    """Return the units to write when not all can be: the fastest that hold, losses adding up; none where none hold.
 
-    A unit's sensitivity is what it does to the outputs on held-out batches when it alone computes on integers. The most
-    sensitive stay in float, as many as it takes: a smaller set that a search finds on few batches does not hold on
-    others. choose: the units to write when some have to stay in float. Where nothing holds, none is written.
+    lost: what each unit alone, on integers, does to the outputs. A unit of loss is worth as few seconds as it takes for
+    the rest to hold: of units that lose the same, those stay on integers that save more time.
     """
+    total, seen = sum(lost.values()), dict[frozenset[str], bool]()
+    if not total > 0:
+        return frozenset()
 
-    def written(chosen: frozenset[str]) -> ir.Model:
-        trial = graph.copy(model)
-        qdq.encode(trial, replace(plan, chosen=chosen), types)
-        return trial
+    def tried(power: float) -> tuple[frozenset[str], bool]:
+        price = sum(known.floats.values()) / total * 10.0**power
+        chosen = worthwhile(units, known, {name: price * loss for name, loss in lost.items()})
+        if chosen not in seen:
+            seen[chosen] = not chosen or holds(chosen)
+        return chosen, seen[chosen]
 
-    def holds_with(kept: Sequence[str]) -> bool:
-        tell(f"tolerance with {len(kept)} of {len(candidates)} in float")
-        return holds(written(choose(frozenset(kept))))
+    low, high = -3.0, 6.0
+    best, held = tried(high)
+    if not held:
+        return frozenset()
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        chosen, held = tried(middle)
+        low, high, best = (low, middle, chosen) if held else (middle, high, best)
+    return best
 
-    if not plan.chosen or holds(written(plan.chosen)):
-        return plan.chosen, ()
-    lost = {}
-    for number, name in enumerate(candidates):
-        tell(f"sensitivity {number + 1}/{len(candidates)}")
-        lost[name] = distance(stats, written(frozenset({name})), model)
-    order = sorted(lost, key=lambda name: -lost[name])
-    low, high = 0, 1
-    while high < len(order) and not holds_with(order[:high]):
-        low, high = high, min(2 * high, len(order))
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds_with(order[:middle]) else (middle, high)
-    if not holds_with(order[:high]):
-        return frozenset(), tuple(order)
-    return choose(frozenset(order[:high])), tuple(order[:high])
+
+def strict(tolerance: Tolerance, share: float) -> Tolerance:
+    """Return a tolerance that allows a share of what another does.
+
+    >>> str(strict(Tolerance(relative_l2=0.1, argmax=0.9), 0.5))
+    '{relative_l2: 0.05, argmax: 0.95}'
+    """
+    limits = {
+        name: 1 - share * (1 - value) if name in ("cosine", "argmax") else share * value
+        for name, value in tolerance.limits().items()
+    }
+    return Tolerance.model_validate(limits)
+
+
+def written(model: ir.Model, plan: Plan, types: Shapes) -> ir.Model:
+    """Return a copy of a graph with a plan in it."""
+    trial = graph.copy(model)
+    qdq.encode(trial, plan, types)
+    return trial
 
 
 def distance(stats: Statistics, model: ir.Model, base: ir.Model) -> float:

@@ -159,10 +159,13 @@ class Calibration:
         mine = runtime.outputs_of(model, self._probes(), self.settings)
         return compare(mine, self._base[1], len(self._base[1]))
 
-    def chain(self, model: ir.Model, reference: ir.Model | None = None) -> Chain:
-        """Return a walk through the source, or another reference, and `model`, layer by layer."""
+    def chain(self, model: ir.Model, reference: ir.Model | None = None, spare: bool = False) -> Chain:
+        """Return a walk through the source, or another reference, and `model`, layer by layer.
+
+        spare: leave out the batches that `held_out` uses.
+        """
         self._prefix = None
-        return Chain(self, model, reference or self.source)
+        return Chain(self, model, reference or self.source, self._others if spare else self.batches)
 
     def impact(self, model: ir.Model, base: ir.Model | None = None) -> float:
         """Return how far a graph's outputs are from the source's, on batches that `moments` has not seen.
@@ -201,6 +204,9 @@ class Calibration:
 
     def _probes(self) -> Iterator[Feeds]:
         return (feeds for index, feeds in enumerate(self.batches()) if self.count < PROBE or self._is_probe(index))
+
+    def _others(self) -> Iterator[Feeds]:
+        return (feeds for index, feeds in enumerate(self.batches()) if not self._is_probe(index))
 
 
 def divergence(candidate: Outputs, reference: Outputs) -> float:
@@ -283,13 +289,13 @@ class Sight:
 class Chain:
     """Source and current graph, side by side, layer by layer in the current graph's order."""
 
-    def __init__(self, calibration: Calibration, current: ir.Model, source: ir.Model) -> None:
+    def __init__(self, calibration: Calibration, current: ir.Model, source: ir.Model, batches: Batches) -> None:
         self.calibration = calibration
         self.source, self.current = (
-            Walker(model, calibration.batches, calibration.settings, calibration.ledger) for model in (source, current)
+            Walker(model, batches, calibration.settings, calibration.ledger) for model in (source, current)
         )
         self.producer = {str(output.name): at for at, node in enumerate(self.source.nodes) for output in node.outputs}
-        first = next(iter(calibration.batches()))
+        first = next(iter(batches()))
         self.shapes, self.source_shapes = (
             {name: kind.shape for name, kind in runtime.observed_shapes(model, first, calibration.settings).items()}
             for model in (current, source)

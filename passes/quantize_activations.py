@@ -15,21 +15,22 @@ Source: Jacob et al. 2017, arXiv:1712.05877; Nagel et al. 2019, arXiv:1906.04721
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, get_args
 
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import equalising, graph, older_opsets, qdq, quantising
+from ccompile import equalising, graph, integer_fits, older_opsets, qdq, quantising
 from ccompile.analysis.shapes import Shapes, shapes
 from ccompile.core import Kind, PassResult, Rewrite, Site, Skip, Statistics, View
 from ccompile.errors import PassError
 from ccompile.moments import Moments, Spread
 from ccompile.qdq import Plan
-from ccompile.quantising import Prices, Recipe, Survey
+from ccompile.quantising import Prices, Ranges, Recipe, Survey
 
 _PASSES = 4  # attempts to find what grids can absorb
+_SPARE = 0.75  # of a tolerance: what has to hold on the few batches that are held out, for all of it to hold on others
 
 
 class QuantizeActivations(Rewrite):
@@ -38,13 +39,13 @@ class QuantizeActivations(Rewrite):
     kind: ClassVar[Kind] = "lossy"
     needs_calibration: ClassVar[bool] = True
 
-    ranges: Literal["minmax", "percentile", "mse", "entropy"] = Field(
-        "minmax",
+    ranges: Literal["best", "minmax", "percentile", "mse", "entropy"] = Field(
+        "best",
         description="ranges of activations: all that occurs, all but a few, least squared error (of weights as well), "
-        "or least divergence",
+        "or least divergence; best: those of them that change the outputs on held-out calibration batches least",
     )
     percentile: float = Field(
-        99.99, gt=50, lt=100, description="percent of the values inside the range, with `ranges: percentile`"
+        99.99, gt=50, lt=100, description="percent of the values inside the range, with `ranges: percentile` or `best`"
     )
     weights: Literal["channel", "tensor"] = Field(
         "channel", description="one scale per output channel of a weight, or one"
@@ -60,14 +61,18 @@ class QuantizeActivations(Rewrite):
     equalize: bool = Field(
         False, description="first even out the weight ranges of consecutive layers, which is exact through Relu"
     )
-    correct_bias: bool = Field(True, description="move what rounded weights do to the mean output into the bias")
+    refit: Literal["none", "bias", "layers"] = Field(
+        "layers",
+        description="what makes up for codes: nothing; biases, for what rounded weights do to the mean output; or the "
+        "layers' weights and biases, in order, each fitted to the float outputs on the codes that it will read",
+    )
     where: Literal["faster", "everywhere"] = Field(
         "faster", description="integers where the target's estimate is lower, passages counted, or wherever they can be"
     )
     fallback: bool = Field(
         True,
-        description="keep the most sensitive layers in float until `tolerance`, if there is one, holds on held-out "
-        "calibration batches",
+        description="keep the layers in float that lose most for the time they save, until three quarters of "
+        "`tolerance`, if there is one, hold on held-out calibration batches",
     )
 
     def run(self, view: View) -> PassResult:
@@ -85,84 +90,122 @@ class QuantizeActivations(Rewrite):
         older_opsets.upgrade(view.model)
         quantising.merge_biases(view.graph, types)
         even = equalising.equalise(view.graph) if self.equalize else []
-        work = self._plan(view, types, stats)
-        tolerable, kept = self._tolerable(view, work, stats)
-        written = qdq.encode(view.model, replace(work.plan, chosen=tolerable), types)
+        base = graph.copy(view.model)
+        for work in self._plans(view, types, stats, base):
+            plan = self._tolerable(view, work, stats, base)
+            if plan.chosen:
+                break
+        written = qdq.encode(view.model, plan, types)
         view.changed()
-        return self._result(work, tolerable, kept, written, {name for pair in even for name in pair})
+        return self._result(work, plan.chosen, written, {name for pair in even for name in pair})
 
-    @property
-    def _recipe(self) -> Recipe:
+    def _plans(self, view: View, types: Shapes, stats: Statistics, base: ir.Model) -> list[_Work]:
+        """Return the plan for the ranges that are wanted, or one for each, what loses least on held-out batches first.
+
+        base: the graph that view.model is, which no plan changes.
+        """
+        seen = _Seen()
+        if self.ranges != "best":
+            return [self._plan(view, types, stats, self._recipe(self.ranges), seen)]
+        found = []
+        for ranges in get_args(Ranges):
+            view.tell(f"ranges: {ranges}")
+            work = self._plan(view, types, stats, self._recipe(ranges), seen)
+            trial = quantising.written(base, work.plan, types)
+            found.append((quantising.distance(stats, trial, base) if work.plan.chosen else 0.0, work))
+        return [work for _, work in sorted(found, key=lambda pair: pair[0])]
+
+    def _recipe(self, ranges: Ranges) -> Recipe:
         return Recipe(
-            self.ranges,
+            ranges,
             self.percentile / 100,
             self.rounding,
             self.weights == "channel",
             63 if self.reduce_range else 127,
-            self.correct_bias,
+            self.refit != "none",
         )
 
-    def _plan(self, view: View, types: Shapes, stats: Statistics) -> _Work:
-        recipe = self._recipe
+    def _plan(self, view: View, types: Shapes, stats: Statistics, recipe: Recipe, seen: _Seen) -> _Work:
+        """Return a plan; what it has to see of the data is added to what is known."""
         apart = frozenset(str(node.name) for node in view.graph if self._is_skipped(node, view))
-        spreads: dict[str, Spread] = {}
         for _ in range(_PASSES):
             found = quantising.survey(view.graph, types, view.excluded, apart)
-            missing = {n: axis for n, axis in quantising.observed(found.units).items() if n not in spreads}
-            spreads |= stats.spreads(view.model, missing) if missing else {}
-            grids, more = quantising.grids(found.units, spreads, recipe)
+            missing = {n: axis for n, axis in quantising.observed(found.units).items() if n not in seen.spreads}
+            seen.spreads |= stats.spreads(view.model, missing) if missing else {}
+            grids, more = quantising.grids(found.units, seen.spreads, recipe)
             if not more:
                 break
             apart |= more
-        moments: Mapping[str, Moments] = {}
-        if self.rounding != "nearest":
-            moments = stats.moments(view.model, quantising.forms(found.units))
-        weights = quantising.weights(found.units, grids, spreads, moments, recipe)
+        if self.rounding != "nearest" and not seen.moments:
+            seen.moments = stats.moments(view.model, quantising.forms(found.units))
+        weights = quantising.weights(found.units, grids, seen.spreads, seen.moments, recipe)
         plan = Plan(frozenset(unit.name for unit in found.units), grids, weights, apart)
         if self.where == "everywhere" or view.costs is None or not found.units:
-            return _Work(found, replace(plan, chosen=quantising.everywhere(found.units)), types)
-        prices = quantising.prices(view.model, found.units, plan, types, view.costs)
-        return _Work(found, replace(plan, chosen=quantising.worthwhile(found.units, prices)), types, prices)
+            prices = quantising.even(found.units)
+        else:
+            prices = quantising.prices(view.model, found.units, plan, types, view.costs)
+        return _Work(found, replace(plan, chosen=quantising.worthwhile(found.units, prices)), types, recipe, prices)
 
     def _is_skipped(self, node: ir.Node, view: View) -> bool:
         return any(selector.matches(view.facts(node)) for selector in self.skip)
 
-    def _tolerable(self, view: View, work: _Work, stats: Statistics) -> tuple[frozenset[str], tuple[str, ...]]:
-        """Return the units to write, and those kept in float for the tolerance."""
-        tolerance = self.tolerance
-        if not self.fallback or tolerance is None:
-            return work.plan.chosen, ()
-        base = graph.copy(view.model)
-        kinds = {unit.name: unit.kind for unit in work.survey.units}
-        return quantising.fall_back(
-            stats,
-            base,
-            work.plan,
-            work.types,
-            lambda trial: not stats.held_out(trial, base).violations(tolerance),
-            work.without,
-            [name for name in kinds if kinds[name] != "move" and name in work.plan.chosen],
-            view.tell,
-        )
+    def _tolerable(self, view: View, work: _Work, stats: Statistics, base: ir.Model) -> Plan:
+        """Return the plan to write: fitted, and with what the tolerance asks for in float."""
+        plan, tolerance = self._fitted(view, work, work.plan, stats, base), self.tolerance
+        if not self.fallback or tolerance is None or not plan.chosen:
+            return plan
+        wanted = quantising.strict(tolerance, _SPARE)
 
-    def _result(
-        self, work: _Work, chosen: frozenset[str], kept: tuple[str, ...], written: Mapping[str, str], even: set[str]
-    ) -> PassResult:
+        def held(trial: Plan) -> bool:
+            return not stats.held_out(quantising.written(base, trial, work.types), base).violations(wanted)
+
+        if held(plan):
+            return plan
+        lost = {}
+        names = [u.name for u in work.survey.units if u.kind != "move" and u.name in plan.chosen]
+        for number, name in enumerate(names):
+            view.tell(f"sensitivity {number + 1}/{len(names)}")
+            alone = quantising.written(base, replace(work.plan, chosen=frozenset({name})), work.types)
+            lost[name] = quantising.distance(stats, alone, base)
+        view.tell("tolerance")
+        chosen = quantising.fall_back(
+            work.survey.units, work.prices, lost, lambda some: held(replace(plan, chosen=some & plan.chosen))
+        )
+        return self._fitted(view, work, replace(work.plan, chosen=chosen & plan.chosen), stats, base)
+
+    def _fitted(self, view: View, work: _Work, plan: Plan, stats: Statistics, base: ir.Model) -> Plan:
+        """Return the plan with its layers fitted, unless held-out batches are better off without."""
+        if self.refit != "layers" or not plan.chosen:
+            return plan
+        units = work.survey.units
+        fitted = integer_fits.refitted(stats, base, plan, work.types, units, work.recipe, view.tell)
+        plans = (fitted, plan)
+        return min(plans, key=lambda p: quantising.distance(stats, quantising.written(base, p, work.types), base))
+
+    def _result(self, work: _Work, chosen: frozenset[str], written: Mapping[str, str], even: set[str]) -> PassResult:
         applied: list[Site] = []
         skipped = list(work.survey.skipped)
         for unit in work.survey.units:
             if unit.name in chosen:
                 tail = f", with {', '.join(node.op_type for node in unit.tail)}" if unit.tail else ""
                 also = "; equalised" if unit.name in even else ""
+                also += f"; {work.recipe.ranges} ranges" if self.ranges == "best" else ""
                 applied.append(
                     Site((unit.name,), f"{unit.node.op_type} on codes{tail}{also}", output=written[unit.name])
                 )
             elif unit.kind != "move":
-                reason = (
-                    "in float for the tolerance" if unit.name in kept else "the target is not faster on integers here"
-                )
+                wanted = unit.name in work.plan.chosen
+                reason = "in float for the tolerance" if wanted else "the target is not faster on integers here"
                 skipped.append(Skip(unit.name, reason))
         return PassResult(tuple(applied), tuple(skipped))
+
+
+@dataclass
+class _Seen:
+    """What is known of the data: how values are distributed, and the layers' moments where rounding asks for them."""
+
+    spreads: dict[str, Spread] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,10 +215,5 @@ class _Work:
     survey: Survey
     plan: Plan
     types: Shapes
-    prices: Prices | None = None
-
-    def without(self, floating: frozenset[str]) -> frozenset[str]:
-        """Return the units to write when some stay in float."""
-        if self.prices is None:
-            return self.plan.chosen - floating
-        return quantising.worthwhile(self.survey.units, self.prices, floating)
+    recipe: Recipe
+    prices: Prices

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy: workers share the cores
     os.environ.setdefault(_name, "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start background jobs, and the tests' compiles
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from runs import ROOT, TIDY, Ended, Run  # noqa: E402
 

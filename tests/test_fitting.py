@@ -69,6 +69,22 @@ def test_a_refit_of_any_changed_layer_of_a_linear_net_restores_the_source(name: 
     assert max(fit.after for fit in found) < 1e-9
 
 
+def test_a_refit_reads_nothing_into_a_channel_that_hardly_varies() -> None:
+    net = Net(8)
+    hidden = net.relu(net.dense(net.input("x", ["N", 6]), "a", 6, 8))
+    source = net.model(net.dense(hidden, "b", 8, 3))
+    faint = np.ones((8, 1))
+    faint[5] = 1e-8
+    set_weight(source, "a", weight(source, "a") * faint)
+    set_weight(source, "a", weight(source, "a", 2) * faint[:, 0], 2)
+    current, batches = graph.copy(source), feeds(source, (40, 40))
+    W = weight(source, "a")
+    set_weight(current, "a", W + 0.5 * faint * np.random.default_rng(0).standard_normal(W.shape))
+    (found,) = refit(source, current, batches, ["b"], ridge=1e-3)
+    assert found.after < found.before
+    assert np.abs(weight(current, "b")).max() < 1000 * np.abs(weight(source, "b")).max()
+
+
 def test_a_refit_of_later_layers_makes_up_for_an_earlier_one_while_rank_allows() -> None:
     source = linear_net()
     current, batches = graph.copy(source), feeds(source, (60,))

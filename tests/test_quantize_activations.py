@@ -101,7 +101,7 @@ def test_the_bias_makes_up_for_what_rounding_does_to_the_mean() -> None:
         found = calibrated.outputs(quantise(model, [{"x": x}], **options).model, {"x": x})
         return max(float(np.abs((found[n] - y).mean(0)).max()) for n, y in calibrated.outputs(model, {"x": x}).items())
 
-    assert shift() < 0.3 * shift(correct_bias=False)
+    assert shift() < 0.3 * shift(refit="none")
 
 
 def test_a_padded_border_stays_zero() -> None:
@@ -229,7 +229,7 @@ def test_ranges_without_outliers_keep_the_rest_finer() -> None:
     clean = {"x": x[:7]}
 
     def error(**options: Any) -> float:
-        run = quantise(model, [{"x": x}], tolerance={"relative_l2": 10.0}, fallback=False, **options)
+        run = quantise(model, [{"x": x}], tolerance={"relative_l2": 10.0}, fallback=False, refit="bias", **options)
         return calibrated.error(run.model, model, [clean])
 
     whole = error(ranges="minmax")
@@ -246,6 +246,60 @@ def test_rounding_in_the_metric_of_the_inputs_loses_less(rounding: str) -> None:
     batches = [{"x": (rng.standard_normal((100, 4)) @ mix).astype(np.float32)} for _ in range(4)]
     plain, better = (quantise(model, batches, reduce_range=True, rounding=how) for how in ("nearest", rounding))
     assert calibrated.error(better.model, model, batches) < 0.9 * calibrated.error(plain.model, model, batches)
+
+
+def dense_chain(depth: int = 5) -> ir.Model:
+    net = builders.Net(7)
+    x = net.input("x", ["N", 24])
+    for index in range(depth):
+        x = net.relu(net.dense(x, f"fc{index}", 24, 24))
+    return net.model(x)
+
+
+def test_layers_fitted_on_codes_make_up_for_what_clipped_values_lose() -> None:
+    model, rng = dense_chain(3), np.random.default_rng(1)
+    mix = rng.standard_normal((3, 24))
+    batches = [{"x": (rng.standard_normal((200, 3)) @ mix).astype(np.float32)} for _ in range(6)]
+    lost = {}
+    for refit in ("none", "bias", "layers"):
+        run = quantise(
+            model, batches[:4], ranges="percentile", percentile=99, refit=refit, tolerance={"relative_l2": 9.0}
+        )
+        lost[refit] = calibrated.error(run.model, model, batches[4:])
+    assert lost["layers"] < 0.8 * min(lost["none"], lost["bias"])
+
+
+def test_a_fit_that_follows_an_outlier_is_not_taken() -> None:
+    model = dense(np.random.default_rng(4).standard_normal((4, 16)), np.zeros(4))
+    batches = calibrated.feeds(model, (50,) * 4)
+    batches[0]["x"][7, 3] = 300.0
+    plain, fitted = (
+        quantise(model, batches, ranges="entropy", refit=refit, tolerance={"relative_l2": 9.0}).model
+        for refit in ("bias", "layers")
+    )
+    assert calibrated.error(fitted, model, batches[3:]) <= calibrated.error(plain, model, batches[3:])
+
+
+def test_a_weight_that_two_layers_read_is_rounded_as_it_is() -> None:
+    net = builders.Net(3)
+    w = net.weight("w", (8, 8))
+    x = net.node("MatMul", net.input("x", ["N", 8]), w, name="one")
+    model = net.model(net.node("MatMul", net.relu(x), w, name="two"))
+    plain, fitted = (quantise(model, refit=refit).model for refit in ("bias", "layers"))
+    codes = [{n: v.const_value.numpy() for n, v in m.graph.initializers.items()} for m in (plain, fitted)]  # type: ignore[union-attr]
+    assert any(n.endswith("_codes") for n in codes[0])
+    assert all(np.array_equal(codes[0][name], codes[1][name]) for name in codes[0])
+
+
+def test_the_best_ranges_are_those_that_lose_least_on_held_out_batches() -> None:
+    model = dense(np.random.default_rng(4).standard_normal((4, 16)), np.zeros(4))
+    batches = calibrated.feeds(model, (50,) * 4)
+    batches[0]["x"][7, 3] = 300.0
+    lost = {}
+    for ranges in ("best", "minmax", "percentile", "mse", "entropy"):
+        run = quantise(model, batches, ranges=ranges, refit="bias", tolerance={"relative_l2": 9.0})
+        lost[ranges] = calibrated.error(run.model, model, batches[3:])
+    assert lost["best"] == min(lost.values()) < 0.8 * lost["minmax"]
 
 
 def test_equalised_layers_have_equal_ranges_and_compute_the_same() -> None:
@@ -375,3 +429,30 @@ def test_a_dense_layer_that_feeds_floats_behind_a_relu_pays_the_passage_back() -
 def test_a_gain_that_estimates_cannot_tell_is_not_taken() -> None:
     model = dense(np.ones((4, 4)), np.ones(4))
     assert chosen(model, {"fc": 1.0}, {"fc": 0.8}) == set()
+
+
+def kept_by(losses: dict[str, float], limit: float, saved: dict[str, float] | None = None) -> set[str]:
+    """Return what of five dense layers stays on integers when their losses may add up to `limit`."""
+    model = dense_chain()
+    units = quantising.survey(model.graph, shapes(model), lambda node: None).units
+    known = quantising.even(units)
+    floats = {name: (saved or {}).get(name, 1.0) for name in known.floats}
+    known = Prices(floats, known.codes, known.passages, 0.0)
+    return set(quantising.fall_back(units, known, losses, lambda some: sum(losses[name] for name in some) <= limit))
+
+
+def test_the_layers_that_lose_most_stay_in_float() -> None:
+    losses = {"fc0": 0.1, "fc1": 5.0, "fc2": 0.2, "fc3": 3.0, "fc4": 0.3}
+    assert kept_by(losses, 0.7) == {"fc0", "fc2", "fc4"}
+    assert kept_by(losses, 4.0) == {"fc0", "fc2", "fc3", "fc4"}
+
+
+def test_of_layers_that_lose_the_same_the_slowest_in_float_stays_on_integers() -> None:
+    losses = dict.fromkeys(("fc0", "fc1", "fc2", "fc3", "fc4"), 1.0)
+    assert kept_by(losses, 1.0, {"fc2": 3.0}) == {"fc2"}
+
+
+def test_where_nothing_holds_all_stay_in_float() -> None:
+    losses = dict.fromkeys(("fc0", "fc1", "fc2", "fc3", "fc4"), 1.0)
+    assert kept_by(losses, 0.5) == set()
+    assert kept_by(dict.fromkeys(losses, 0.0), -1.0) == set()

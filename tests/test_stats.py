@@ -190,6 +190,15 @@ def test_a_chain_through_an_unchanged_copy_finds_the_graphs_own_moments(name: st
         same(chain.moments(form), whole[form.name])
 
 
+def test_a_chain_can_spare_the_batches_that_are_held_out() -> None:
+    model = mlp(0)
+    batches = feeds(model, (4,) * 8)
+    found = calibration(model, batches).chain(graph.copy(model), spare=True).moments(layers(model)["fc1"])
+    kept = np.concatenate([batch["x"] for index, batch in enumerate(batches) if index not in (3, 7)])
+    assert found.rows == len(kept)
+    np.testing.assert_allclose(found.sx[0], kept.sum(0), rtol=1e-5)
+
+
 def test_a_chain_targets_the_source_from_the_inputs_of_the_graph_under_work() -> None:
     source = mlp(0)
     current = graph.copy(source)

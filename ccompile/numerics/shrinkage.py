@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+_FAINT = 1e-4  # a column's deviation, relative to all columns': below, it counts as that
+
 
 def oracle_shrinkage(H: Array, count: int) -> float:
     """Return rho in [0, 1]: (1 - rho) S + rho mean(diag S) I estimates the covariance best; S = H / count, H[d, d].
@@ -31,13 +33,18 @@ def oracle_shrinkage(H: Array, count: int) -> float:
 
 
 def standardised(H: Array) -> tuple[Array, Array]:
-    """Return R = H / (s s^T) with a unit diagonal, and s = sqrt(diag H); dead columns keep s = 1 and zeros in R.
+    """Return R = H / (s s^T), and s = sqrt(diag H): R has a unit diagonal, but for columns that hardly vary.
+
+    Their s is the root mean square of all, times 1e-4: a ridge in proportion to s^2 then keeps what a fit would tell of
+    their rounding noise from growing out of all proportion. Where all columns are dead, s = 1 and R = 0.
 
     >>> standardised(np.array([[4.0, 2.0], [2.0, 9.0]]))[0].round(3).tolist()
     [[1.0, 0.333], [0.333, 1.0]]
+    >>> standardised(np.diag([2.0, 0.0]))[1].round(6).tolist()
+    [1.414214, 0.0001]
     """
-    scale = np.sqrt(np.maximum(H.diagonal(), 0.0))
-    scale = np.where(scale > 1e-12 * scale.max(initial=0.0), scale, 1.0)
+    power = np.maximum(H.diagonal(), 0.0)
+    scale = np.sqrt(np.maximum(power, _FAINT**2 * power.mean())) if power.any() else np.ones(len(H))
     return H / np.outer(scale, scale), scale
 
 
