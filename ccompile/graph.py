@@ -36,13 +36,17 @@ def name_nodes(graph: ir.Graph) -> None:
         if node.name and node.name not in seen:
             seen.add(node.name)
             continue
-        first = next((output.name for output in node.outputs if output.name), "")
-        base = node.name or f"{node.op_type}_{first}"
+        base = node.name or default_name(node.op_type, [str(output.name) for output in node.outputs])
         name, number = base, 1
         while name in taken:
             name, number = f"{base}_{number}", number + 1
         node.name = name
         taken.add(name)
+
+
+def default_name(op_type: str, outputs: Sequence[str]) -> str:
+    """Return what a node without a name is called; files leave it out."""
+    return f"{op_type}_{next((name for name in outputs if name), '')}"
 
 
 def copy(model: ir.Model) -> ir.Model:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from ccompile import files
 from ccompile.errors import ModelError
-from ccompile.graph import LINEAR, dims_of, is_finite, name_nodes, renamed, stored, stored_chain
+from ccompile.graph import LINEAR, default_name, dims_of, is_finite, name_nodes, renamed, stored, stored_chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -242,6 +242,9 @@ def save(
     limit: bytes beyond which weights go to external data; approve: see files.write.
     """
     proto, weights = to_proto(model)
+    for node in proto.graph.node:
+        if node.name == default_name(node.op_type, node.output):
+            node.ClearField("name")
     for key, value in (metadata or {}).items():
         for entry in [entry for entry in proto.metadata_props if entry.key == key]:
             proto.metadata_props.remove(entry)

@@ -151,27 +151,29 @@ class QuantizeActivations(Rewrite):
 
     def _tolerable(self, view: View, work: _Work, stats: Statistics, base: ir.Model) -> Plan:
         """Return the plan to write: fitted, and with what the tolerance asks for in float."""
-        plan, tolerance = self._fitted(view, work, work.plan, stats, base), self.tolerance
-        if not self.fallback or tolerance is None or not plan.chosen:
-            return plan
+        tolerance, units = self.tolerance, work.survey.units
+        plans = {work.plan.chosen: self._fitted(view, work, work.plan, stats, base)}
+        if not self.fallback or tolerance is None or not work.plan.chosen:
+            return plans[work.plan.chosen]
         wanted = quantising.strict(tolerance, _SPARE)
 
-        def held(trial: Plan) -> bool:
-            return not stats.held_out(quantising.written(base, trial, work.types), base).violations(wanted)
+        def held(chosen: frozenset[str]) -> bool:
+            if chosen not in plans:
+                view.tell(f"tolerance with {len(chosen)} of {len(work.plan.chosen)} on integers")
+                plans[chosen] = self._fitted(view, work, replace(work.plan, chosen=chosen), stats, base)
+            trial = quantising.written(base, plans[chosen], work.types)
+            return not stats.held_out(trial, base).violations(wanted)
 
-        if held(plan):
-            return plan
+        if held(work.plan.chosen):
+            return plans[work.plan.chosen]
         lost = {}
-        names = [u.name for u in work.survey.units if u.kind != "move" and u.name in plan.chosen]
+        names = [unit.name for unit in units if unit.kind != "move" and unit.name in work.plan.chosen]
         for number, name in enumerate(names):
             view.tell(f"sensitivity {number + 1}/{len(names)}")
             alone = quantising.written(base, replace(work.plan, chosen=frozenset({name})), work.types)
             lost[name] = quantising.distance(stats, alone, base)
-        view.tell("tolerance")
-        chosen = quantising.fall_back(
-            work.survey.units, work.prices, lost, lambda some: held(replace(plan, chosen=some & plan.chosen))
-        )
-        return self._fitted(view, work, replace(work.plan, chosen=chosen & plan.chosen), stats, base)
+        chosen = quantising.fall_back(units, work.prices, lost, lambda some: held(some & work.plan.chosen))
+        return plans.get(chosen & work.plan.chosen) or replace(work.plan, chosen=frozenset())
 
     def _fitted(self, view: View, work: _Work, plan: Plan, stats: Statistics, base: ir.Model) -> Plan:
         """Return the plan with its layers fitted, unless held-out batches are better off without."""

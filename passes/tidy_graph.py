@@ -15,6 +15,9 @@ Source: compiler folklore; semantics by op from the ONNX operator specification.
 
 from __future__ import annotations
 
+import itertools
+import string
+from collections.abc import Iterator
 from typing import ClassVar
 
 import onnx
@@ -39,6 +42,9 @@ class TidyGraph(Rewrite):
     share_initializers: bool = Field(True, description="store equal initializers once")
     compact: bool = Field(
         False, description="leave out of the file what follows: inner types that inference finds, default attributes"
+    )
+    short_names: bool = Field(
+        False, description="give what is inside the graph the shortest names; nodes go without. As the last step"
     )
     growth: int | None = Field(
         None,
@@ -68,6 +74,8 @@ class TidyGraph(Rewrite):
             if len(applied) == before:
                 if self.compact:
                     applied += _compact(view)
+                if self.short_names:
+                    applied += _shortened(view)
                 alive = {str(node.name) for node in view.graph}
                 return PassResult(tuple(applied), tuple(skip for skip in skipped.values() if skip.node in alive))
 
@@ -89,11 +97,42 @@ def _compact(view: View) -> list[Site]:
     return found
 
 
+def _shortened(view: View) -> list[Site]:
+    """Rename values and constants inside the graph to a, b, ..., and nodes to what they are called without a name."""
+    found, kept = [], {*view.graph.inputs, *view.graph.outputs}
+    inner = [value for value in view.graph.initializers.values() if not isinstance(value.const_value, ir.LazyTensor)]
+    inner += [value for node in view.graph for value in node.outputs if value.name]
+    fresh = _short_names(graph.names(view.graph))
+    for value in inner:
+        old, new = str(value.name), next(fresh)
+        if value in kept or len(old) <= len(new):
+            continue
+        if value.const_value is not None:
+            value.const_value = graph.renamed(value.const_value, new)
+        value.name = new
+        found.append(Site((new,), f"`{old}` until now"))
+    for node in view.graph:
+        node.name = None
+    graph.name_nodes(view.graph)
+    view.changed()
+    return found
+
+
+def _short_names(taken: set[str]) -> Iterator[str]:
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_letters, repeat=length):
+            name = "".join(letters)
+            if name not in taken:
+                yield name
+
+
 def _is_default(node: ir.Node, name: str, held: ir.Attr) -> bool:
     if held.is_ref() or node.domain not in ("", "ai.onnx") or not isinstance(node.graph, ir.Graph):
         return False
     if name in _FILLED and node.op_type in _WINDOWED:
         return all(entry == _FILLED[name] for entry in held.value)
+    if name == "kernel_shape" and node.op_type in ("Conv", "ConvTranspose"):
+        return graph.static_shape(node.inputs[1]) is not None
     schema = onnx.defs.get_schema(node.op_type, node.graph.opset_imports.get("", 1), "")
     known = schema.attributes.get(name)
     if known is None or known.required or not known.default_value.name:

@@ -71,7 +71,7 @@ LAYERS = [
         "ccompile.pooling",
     ],
     ["ccompile.quantising", "ccompile.merging_products", "ccompile.products"],
-    ["ccompile.split_prices", "ccompile.cutting"],
+    ["ccompile.split_prices", "ccompile.cutting", "ccompile.integer_fits"],
     ["ccompile.split_fits"],
     ["ccompile.layerwise"],
     ["ccompile.splitting", "ccompile.coding"],
@@ -181,7 +181,7 @@ def test_a_pass_reaches_the_rest_only_through_its_view(name: str) -> None:
     allowed += (
         "splitting split_fits split_prices noise_ranks stages cutting joint coding decoding forms storage hashed "
     )
-    allowed += "qdq older_opsets equalising quantising opsets lowering "
+    allowed += "qdq older_opsets equalising quantising integer_fits opsets lowering "
     allowed += "convolution emitting winograd_form fourier_forms merging tidying "
     allowed += "pooling products turning noops folding absorbing repeats"
     prefixes = tuple(f"ccompile.{name}" for name in allowed.split())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import builders
+import calibrated
 import driver
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from builders import Net
 
-from ccompile import registry
+from ccompile import graph, onnx_io, registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_equal_texts_are_not_shared() -> None:
@@ -178,3 +184,39 @@ def test_constants_that_two_nodes_make_stay_apart() -> None:
         shape, held = net.constant(np.array([64, 64], np.int64)), ir.tensor(np.array([0.5], np.float32))
         x = net.node("MatMul", x, net.node("ConstantOfShape", shape, value=held, name=name))
     assert ops_after(net.model(x)).count("ConstantOfShape") == 2
+
+
+def test_short_names_stay_inside_and_come_back_with_the_file(tmp_path: Path) -> None:
+    model = builders.residual_net(2)
+    source = graph.copy(model)
+    run = driver.run_step(registry.find("tidy-graph").model_validate({"short_names": True}), model)
+    assert run.record.verdict == "kept"
+    assert graph.signature(run.model) == graph.signature(source)
+    kept = {str(value.name) for value in (*source.graph.inputs, *source.graph.outputs)}
+    inner = {str(output.name) for node in run.model.graph for output in node.outputs} | set(
+        run.model.graph.initializers
+    )
+    assert max(len(name) for name in inner - kept) <= 2
+    assert calibrated.error(run.model, source, calibrated.feeds(source)) == 0
+    onnx_io.save(run.model, tmp_path / "short.onnx")
+    assert not any(node.name for node in onnx.load(tmp_path / "short.onnx").graph.node)
+    again = onnx_io.load(tmp_path / "short.onnx").model
+    assert [node.name for node in again.graph] == [node.name for node in run.model.graph]
+
+
+def test_short_names_reach_what_subgraphs_read() -> None:
+    model = builders.capturing_net(1)
+    source = graph.copy(model)
+    run = driver.run_step(registry.find("tidy-graph").model_validate({"short_names": True}), model)
+    assert any("until now" in site.note for site in run.record.applied)
+    assert calibrated.error(run.model, source, calibrated.feeds(source)) == 0
+
+
+def test_a_kernel_that_the_weight_shows_is_left_out() -> None:
+    net = Net(0)
+    model = net.model(net.conv(net.input("x", ["N", 2, 6, 6]), "conv", (3, 2, 3, 3)))
+    model.graph[0].attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", [3, 3])
+    source = graph.copy(model)
+    run = driver.run_step(registry.find("tidy-graph").model_validate({"compact": True}), model)
+    assert "kernel_shape" not in run.model.graph[0].attributes
+    assert calibrated.error(run.model, source, calibrated.feeds(source)) == 0
