@@ -35,7 +35,7 @@ class _Padding:
 
 def absorbed(view: View, skipped: dict[str, Skip]) -> list[Site]:
     """Let nodes take over what the table above says."""
-    opset = view.model.opset_imports.get("", view.model.opset_imports.get("ai.onnx", 1))
+    opset = graph.opset(view.model)
     if opset < _OPSET:
         return []
     found = []

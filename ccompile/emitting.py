@@ -37,7 +37,7 @@ class Emitter:
     @property
     def opset(self) -> int:
         """Return the opset of the default domain."""
-        return self.main.opset_imports.get("", self.main.opset_imports.get("ai.onnx", 1))
+        return graph.opset(self.main)
 
     def several(
         self, op: str, inputs: Sequence[ir.Value | None], count: int, **attributes: graph.Attribute

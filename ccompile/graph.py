@@ -44,6 +44,11 @@ def name_nodes(graph: ir.Graph) -> None:
         taken.add(name)
 
 
+def opset(held: ir.Model | ir.Graph) -> int:
+    """Return the version of the default operators; 1 where none is declared."""
+    return held.opset_imports.get("", held.opset_imports.get("ai.onnx", 1))
+
+
 def default_name(op_type: str, outputs: Sequence[str]) -> str:
     """Return what a node without a name is called; files leave it out."""
     return f"{op_type}_{next((name for name in outputs if name), '')}"

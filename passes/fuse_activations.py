@@ -45,7 +45,8 @@ class FuseActivations(Lowering):
         if node.op_type == "PRelu" and node.domain in ("", "ai.onnx"):
             return _of_prelu(node, view)
         found = recognise(node)
-        if found is None or view.ask(shapes).get(str(found.x.name), UNKNOWN).dtype != ir.DataType.FLOAT:
+        x = UNKNOWN if found is None else view.ask(shapes).get(str(found.x.name), UNKNOWN)
+        if found is None or x.dtype != ir.DataType.FLOAT or found.rank > max(1, len(x.shape or ())):
             return ()
         inside = {*found.nodes}
         for other in found.nodes:
@@ -61,12 +62,20 @@ class FuseActivations(Lowering):
             for label, ops in _labels(found).items()
             if all(_has(op, view) for op in ops)
         ]
-        return forms or Skip(str(node.name), f"{found.name}, which neither the opset nor the target has")
+        return forms or Skip(str(node.name), f"{found.name}: {_lacking(found, view)}")
 
 
 def _has(op: str, view: View) -> bool:
-    version = view.model.opset_imports.get("", view.model.opset_imports.get("ai.onnx", 1))
-    return version >= _SINCE.get(op, 1) and view.target.runs(op)
+    return graph.opset(view.model) >= _SINCE.get(op, 1) and view.target.runs(op)
+
+
+def _lacking(found: Activation, view: View) -> str:
+    """Return why no op can stand for an activation."""
+    ops = [op for ops in _labels(found).values() for op in ops]
+    if not all(view.target.runs(op) for op in ops):
+        return f"the target has no {' or '.join(ops)}"
+    since = max(_SINCE.get(op, 1) for op in ops)
+    return f"{' or '.join(ops)} is newer than the model's opset; `tidy-graph: {{opset: {since}}}` raises it"
 
 
 def _labels(found: Activation) -> dict[str, tuple[str, ...]]:
@@ -128,7 +137,7 @@ def _remove(nodes: list[ir.Node], main: ir.Graph) -> None:
 def _clip(main: ir.Graph, x: ir.Value, given: dict[str, float], node: ir.Node, base: str) -> ir.Node:
     bounds = {"min": given["low"], "max": given["high"]}
     finite = {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
-    if main.opset_imports.get("", main.opset_imports.get("ai.onnx", 1)) < 11:
+    if graph.opset(main) < 11:
         return graph.add_node("Clip", [x], dict(finite), before=node, base=base)
     inputs: list[ir.Value | None] = [x]
     for name in bounds:

@@ -54,7 +54,7 @@ class LowerConv1d(Lowering):
         shape = graph.static_shape(node.inputs[1])
         known = view.ask(shapes).get(str(node.inputs[0].name), UNKNOWN).shape if node.inputs[0] is not None else None
         if products.is_point(shape, known):
-            return products.of_point(node, known, _opset(view))
+            return products.of_point(node, known, graph.opset(view.model))
         column = shape is not None and len(shape) == 4 and shape[3] == 1 < shape[2]
         if shape is not None and not (len(shape) == 3 or column):
             return ()
@@ -72,13 +72,9 @@ class LowerConv1d(Lowering):
         names = tuple(str(other.name) for other in turning.followers(node))
         found = [Formulation("1 x k", 0.0, partial(_as_row, kernel), names)]
         length = known[2] if known is not None else None
-        if _is_single(kernel) and isinstance(length, int) and _opset(view) >= 13:
+        if _is_single(kernel) and isinstance(length, int) and graph.opset(view.model) >= 13:
             found.append(Formulation("Toeplitz", 0.0, partial(_as_product, kernel, length)))
         return found
-
-
-def _opset(view: View) -> int:
-    return view.model.opset_imports.get("", view.model.opset_imports.get("ai.onnx", 1))
 
 
 def _is_single(kernel: Kernel) -> bool:

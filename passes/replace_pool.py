@@ -102,7 +102,7 @@ class ReplacePool(Rewrite):
 
 
 def _detailed(node: ir.Node, known: ValueType, view: View, before: ir.Model) -> Site | str:
-    opset = view.model.opset_imports.get("", view.model.opset_imports.get("ai.onnx", 1))
+    opset = graph.opset(view.model)
     if reason := pooling.why_no_detail(node, known, opset):
         return reason
     value = str(node.inputs[0].name) if node.inputs[0] is not None else ""

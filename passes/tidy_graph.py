@@ -24,8 +24,8 @@ import onnx
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import absorbing, folding, graph, noops, repeats, tidying
-from ccompile.analysis.shapes import ValueType
+from ccompile import absorbing, folding, graph, noops, older_opsets, opsets, repeats, tidying
+from ccompile.analysis.shapes import ValueType, shapes
 from ccompile.core import Kind, PassResult, Rewrite, Site, Skip, View
 
 _WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
@@ -45,6 +45,13 @@ class TidyGraph(Rewrite):
     )
     short_names: bool = Field(
         False, description="give what is inside the graph the shortest names; nodes go without. As the last step"
+    )
+    opset: int | None = Field(
+        None,
+        ge=13,
+        le=opsets.NEWEST,
+        description="raise the version of the operators to this, for what only newer ones can say, where nothing that "
+        "the graph computes changes",
     )
     growth: int | None = Field(
         None,
@@ -72,12 +79,33 @@ class TidyGraph(Rewrite):
             applied += [Site((str(node.name),), "dead") for node in graph.remove_dead(view.graph)]
             view.changed()
             if len(applied) == before:
+                if self.opset is not None:
+                    applied += _raised(view, self.opset, skipped)
                 if self.compact:
                     applied += _compact(view)
                 if self.short_names:
                     applied += _shortened(view)
                 alive = {str(node.name) for node in view.graph}
                 return PassResult(tuple(applied), tuple(skip for skip in skipped.values() if skip.node in alive))
+
+
+def _raised(view: View, version: int, skipped: dict[str, Skip]) -> list[Site]:
+    """Raise the opset, or say why it stays."""
+    before, first = graph.opset(view.model), next(iter(view.graph), None)
+    if before >= version or first is None:
+        return []
+    reason = f"target {view.target.name} takes opset {view.target.newest} at most"
+    if version <= view.target.newest:
+        ranks = {name: len(kind.shape) for name, kind in view.ask(shapes).items() if kind.shape is not None}
+        reason = older_opsets.refusal(view.model, ranks)
+    if not reason:
+        older_opsets.upgrade(view.model)
+        reason = opsets.raise_to(view.model, version)
+    view.changed()
+    if reason:
+        skipped[str(first.name)] = Skip(str(first.name), f"opset {graph.opset(view.model)} stays: {reason}")
+    now = graph.opset(view.model)
+    return [Site((str(first.name),), f"opset {before} raised to {now}")] if now > before else []
 
 
 def _compact(view: View) -> list[Site]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import driver
 import numpy as np
 import pytest
+from builders import Net
 from formulations import rewritten, worst
 
 from ccompile.passes.fuse_activations import FuseActivations
@@ -54,3 +55,13 @@ def test_the_deepest_activation_is_found_when_one_is_part_of_another() -> None:
     run = driver.run_step(STEP, driver.model_of(HEAD + WRITTEN["HardSwish"])[0])
     assert [node.op_type for node in run.model.graph][-1:] in (["HardSwish"], ["Mul"])
     assert len(run.model.graph) <= 2
+
+
+@pytest.mark.parametrize(("rank", "fuses"), [(3, True), (4, False)])
+def test_a_constant_of_one_element_may_have_as_many_axes_as_the_value(rank: int, fuses: bool) -> None:
+    net = Net(0)
+    x = net.input("x", [2, 3, 4])
+    one = net.constant(np.ones((1,) * rank, np.float32))
+    y = net.node("Div", one, net.node("Add", one, net.node("Exp", net.node("Neg", x))))
+    run = driver.run_step(STEP, net.model(y))
+    assert bool(run.record.applied) == fuses

@@ -220,3 +220,37 @@ def test_a_kernel_that_the_weight_shows_is_left_out() -> None:
     run = driver.run_step(registry.find("tidy-graph").model_validate({"compact": True}), model)
     assert "kernel_shape" not in run.model.graph[0].attributes
     assert calibrated.error(run.model, source, calibrated.feeds(source)) == 0
+
+
+def gelu(opset: int) -> ir.Model:
+    """x (1 + tanh(...)) / 2 as exporters of an old opset write it, behind a mean."""
+    net = Net(0)
+    x = net.node("ReduceMean", net.input("x", [2, 4, 6]), axes=[1])
+    third = net.node("Mul", x, net.node("Mul", x, net.node("Mul", net.constant(np.array(0.044715, np.float32)), x)))
+    inner = net.node("Mul", net.constant(np.array(0.7978845608, np.float32)), net.node("Add", x, third))
+    gate = net.node("Add", net.constant(np.array(1.0, np.float32)), net.node("Tanh", inner))
+    y = net.node("Mul", x, net.node("Mul", net.constant(np.array(0.5, np.float32)), gate), name="last")
+    return net.model(y, opsets={"": opset})
+
+
+@pytest.mark.parametrize("opset", [11, 15])
+def test_a_raised_opset_lets_an_activation_fuse(opset: int) -> None:
+    run = driver.bench(gelu(opset))
+    run.step(0, registry.find("tidy-graph").model_validate({"opset": 20}))
+    assert graph.opset(run.model) == 20
+    assert any(site.note == f"opset {opset} raised to 20" for site in run.record.applied)
+    run.step(1, registry.find("fuse-activations").model_validate({"select": "always"}))
+    assert [node.op_type for node in run.model.graph] == ["ReduceMean", "Gelu"]
+
+
+def test_an_activation_that_needs_a_newer_opset_says_how_to_get_it() -> None:
+    run = driver.run_step(registry.find("fuse-activations").model_validate({"select": "always"}), gelu(15))
+    assert [skip.reason for skip in run.record.skipped] == [
+        "Gelu, tanh: Gelu is newer than the model's opset; `tidy-graph: {opset: 20}` raises it"
+    ]
+
+
+def test_an_opset_that_stays_says_why() -> None:
+    run = driver.run_step(registry.find("tidy-graph").model_validate({"opset": 20}), gelu(9))
+    assert run.record.applied == ()
+    assert ["opset 9 stays" in skip.reason for skip in run.record.skipped] == [True]

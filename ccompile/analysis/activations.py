@@ -32,6 +32,12 @@ class Activation:
     parameters: dict[str, float]
     nodes: tuple[ir.Node, ...]
 
+    @property
+    def rank(self) -> int:
+        """Return the rank that x must have for its constants not to add axes."""
+        shapes = (graph.static_shape(value) for node in self.nodes for value in node.inputs if graph.is_constant(value))
+        return max((len(shape) for shape in shapes if shape is not None), default=0)
+
 
 def recognise(node: ir.Node) -> Activation | None:
     """Return the activation whose last node this is, written out, or None."""

@@ -89,9 +89,9 @@ class Reader:
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """Return a constant of one element as a number."""
+    """Return a constant of one element, of whatever rank, as a number."""
     array = graph.constant(value) if value is not None and graph.is_constant(value) else None
-    if array is None or array.size != 1 or array.ndim > 1 or array.dtype.kind not in "fi":
+    if array is None or array.size != 1 or array.dtype.kind not in "fi":
         return None
     return float(array.reshape(()))
 
