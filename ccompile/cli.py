@@ -94,7 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _main(arguments: Sequence[str] | None) -> None:
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, interrupt)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (started with >&-)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
@@ -109,8 +117,7 @@ def _main(arguments: Sequence[str] | None) -> None:
         error.show()
         code = WRONG
     except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("interrupted: the output is the previous one, or whole", err=True)
-        code = INTERRUPTED
+        code = _interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = OK
@@ -121,12 +128,21 @@ def _main(arguments: Sequence[str] | None) -> None:
         click.echo("error: out of memory: nothing was written", err=True)
         code = WRONG
     except Exception:  # noqa: BLE001  (the last frame: a bug of ours must not look like exit 1)
-        import traceback
-
-        traceback.print_exc()
-        click.echo("ccompile itself failed: please report this with the lines above", err=True)
-        code = BUG
+        code = _interrupted() if interrupts else _failed()  # a library may make an error of its own of an interrupt
     sys.exit(code or OK)
+
+
+def _interrupted() -> int:
+    click.echo("interrupted: the output is the previous one, or whole", err=True)
+    return INTERRUPTED
+
+
+def _failed() -> int:
+    import traceback
+
+    traceback.print_exc()
+    click.echo("ccompile itself failed: please report this with the lines above", err=True)
+    return BUG
 
 
 if __name__ == "__main__":

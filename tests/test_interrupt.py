@@ -14,6 +14,8 @@ import onnx
 import pytest
 from runs import command, environment, scratch_files, spawn
 
+from ccompile import cli
+
 OLD = b"the previous output"
 ARGUMENTS = ("digits.onnx", "-s", "tidy.yaml", "-o", "out.onnx", "--threads", 1)
 
@@ -89,6 +91,25 @@ def test_interrupt_at_any_moment_ends_with_its_code(digits: Path) -> None:
         if (digits / "out.onnx").read_bytes() != OLD:  # the signal came after the new file had its name
             onnx.checker.check_model(onnx.load(digits / "out.onnx"))
         assert scratch_files(digits) == []
+
+
+def test_an_interrupt_that_a_library_makes_an_error_of_its_own_of_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def library(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise RuntimeError("while a schema was built") from None
+
+    monkeypatch.setattr(cli.cli, "main", library)
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with pytest.raises(SystemExit) as found:
+            cli.main([])
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    assert found.value.code == 130
 
 
 @pytest.mark.parametrize("place", ["files._write_inline", "disk.os.fsync", "disk.write_text"])
