@@ -13,8 +13,8 @@ import click
 from ccompile import __version__
 from ccompile.commands import bisect, cache, check, compare, diff, inspect, lint, pack, passes, target
 from ccompile.commands.compile import compile_command
-from ccompile.commands.console import BUG, INTERRUPTED, OK, WRONG
-from ccompile.commands.ending import ending_soon
+from ccompile.commands.console import BUG, OK, WRONG
+from ccompile.commands.ending import ending_soon, interruptible
 from ccompile.commands.report import report_command
 from ccompile.errors import CcompileError
 
@@ -83,26 +83,13 @@ for _command in (
     cli.add_command(_command)
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    with ending_soon():
-        _main(arguments)
+    with ending_soon(), interruptible() as interrupts:
+        _main(arguments, interrupts)
 
 
-def _main(arguments: Sequence[str] | None) -> None:
-    interrupts: list[int] = []
-
-    def interrupt(number: int, frame: object) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
-        signal.signal(signal.SIGINT, interrupt)
+def _main(arguments: Sequence[str] | None, interrupts: Sequence[int]) -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (started with >&-)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
@@ -128,13 +115,13 @@ def _main(arguments: Sequence[str] | None) -> None:
         click.echo("error: out of memory: nothing was written", err=True)
         code = WRONG
     except Exception:  # noqa: BLE001  (the last frame: a bug of ours must not look like exit 1)
-        code = _interrupted() if interrupts else _failed()  # a library may make an error of its own of an interrupt
+        code = _interrupted(interrupts[0]) if interrupts else _failed()  # a library may have made one of it
     sys.exit(code or OK)
 
 
-def _interrupted() -> int:
+def _interrupted(number: int = signal.SIGINT) -> int:
     click.echo("interrupted: the output is the previous one, or whole", err=True)
-    return INTERRUPTED
+    return 128 + number
 
 
 def _failed() -> int:

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import onnx
 import pytest
-from runs import command, environment, scratch_files, spawn
+from runs import Run, command, environment, scratch_files, spawn
 
 from ccompile import cli
 
@@ -93,23 +94,43 @@ def test_interrupt_at_any_moment_ends_with_its_code(digits: Path) -> None:
         assert scratch_files(digits) == []
 
 
-def test_an_interrupt_that_a_library_makes_an_error_of_its_own_of_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_that_a_library_makes_an_error_of_its_own_of_is_one(
+    monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, code: int
+) -> None:
     def library(*_: object, **__: object) -> None:
         try:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), sent)
             time.sleep(5)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             raise RuntimeError("while a schema was built") from None
 
     monkeypatch.setattr(cli.cli, "main", library)
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
+    for _ in range(2):  # the second time as well: the handlers of before are back
         with pytest.raises(SystemExit) as found:
             cli.main([])
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-    assert found.value.code == 130
+        assert found.value.code == code
+
+
+def test_main_leaves_the_handlers_of_signals_as_it_found_them(run: Run) -> None:
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in signals]
+    assert run("--version").code == 0
+    assert [signal.getsignal(number) for number in signals] == before
+
+
+def test_the_command_line_runs_in_a_thread_too() -> None:
+    codes: list[object] = []
+
+    def version() -> None:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--version"])
+        codes.append(ended.value.code)
+
+    thread = threading.Thread(target=version)
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
 @pytest.mark.parametrize("place", ["files._write_inline", "disk.os.fsync", "disk.write_text"])

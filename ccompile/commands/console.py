@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ccompile.running import Progress
 
-OK, BROKEN, WRONG, BUG, INTERRUPTED = 0, 1, 2, 70, 130
+OK, BROKEN, WRONG, BUG = 0, 1, 2, 70
 
 
 def _console(err: bool = False) -> Console:

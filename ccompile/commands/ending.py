@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 GRACE = 0.7  # seconds in which the program may end by itself, and clean up
 _WORDS = b"interrupted: the output is the previous one, or whole\n"
@@ -40,6 +40,35 @@ def ending_soon() -> Iterator[None]:
         theirs.close()  # the watcher reads the end
         watcher.join()
         ours.close()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Sequence[int]]:
+    """Raise SystemExit on SIGTERM and KeyboardInterrupt on SIGINT, and tell which came, in a list that grows.
+
+    A library may make an error of its own of a KeyboardInterrupt: the list tells it from a bug. A signal that the shell
+    has us ignore, as it does for a job in the background, stays ignored; the handlers of before come back at the end.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        came.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in kept:
+        signal.signal(number, interrupt)
+    try:
+        yield came
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _watch(ours: socket.socket, over: threading.Event) -> None:
