@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ccompile import graph
+from ccompile.analysis.channel_reshape import paddings
 from ccompile.analysis.shapes import Dim
-from ccompile.core import Array, Site, Skip, View
+from ccompile.core import Site, Skip, View
 from ccompile.tidying import types_of
 
 _POSITIVE = frozenset("Relu Sigmoid HardSigmoid Softplus Exp Abs Sqrt Softmax".split())
@@ -65,8 +66,9 @@ def _pads(node: ir.Node, view: View, skipped: dict[str, Skip]) -> Site | None:
     pad = value.producer() if value is not None and graph.only_use(value) is node else None
     if pad is None or pad.op_type != "Pad" or pad.domain not in ("", "ai.onnx") or pad.inputs[0] is None:
         return None
-    padding, taps = _padding(pad, view), _taps(node)
-    if padding is None or taps is None or len(padding.begins) != len(taps) + 2:
+    taps = _taps(node)
+    padding = None if taps is None else _padding(pad, len(taps) + 2)
+    if padding is None or taps is None:
         return None
     if not _fits(node, pad, padding, taps) or _excluded((pad, node), view, skipped):
         return None
@@ -81,27 +83,18 @@ def _pads(node: ir.Node, view: View, skipped: dict[str, Skip]) -> Site | None:
     return Site(names, f"Pad done by the {node.op_type}", output=str(node.outputs[0].name))
 
 
-def _padding(pad: ir.Node, view: View) -> _Padding | None:
+def _padding(pad: ir.Node, rank: int) -> _Padding | None:
     """Return constant pads, of which none is negative, or None."""
     if graph.attribute(pad, "mode", "constant") != "constant":
         return None
     if len(pad.inputs) == 1:
-        pads, value = graph.attribute(pad, "pads"), graph.attribute(pad, "value", 0.0)
+        value = graph.attribute(pad, "value", 0.0)
     else:
-        pads, value = graph.constant(pad.inputs[1]), _number(pad.inputs[2] if len(pad.inputs) > 2 else None)
-    if pads is None or value is None or min(pads, default=0) < 0:
+        value = _number(pad.inputs[2] if len(pad.inputs) > 2 else None)
+    pads = paddings(pad, rank)
+    if pads is None or value is None or any(min(ends) < 0 for ends in pads.values()):
         return None
-    half = len(pads) // 2
-    axes: Array = np.arange(half)
-    rank = half
-    if len(pad.inputs) > 3 and pad.inputs[3] is not None:
-        given, known = graph.constant(pad.inputs[3]), types_of(view, pad.inputs[0]).shape
-        if given is None or known is None:
-            return None
-        axes, rank = given, len(known)
-    sizes = np.zeros((2, rank), np.int64)
-    sizes[:, axes] = np.reshape(pads, (2, half))
-    begins, ends = (tuple(int(size) for size in row) for row in sizes)
+    begins, ends = zip(*(pads.get(axis, (0, 0)) for axis in range(rank)), strict=True)
     return _Padding(begins, ends, value)
 
 

@@ -2,7 +2,8 @@
 
 y = W x + b  becomes  y = s_x s_W (Q_W (Q_x - z_x) + Q_b), with Q_x = round(x / s_x) + z_x in 0 .. 255,
 Q_W = round(W / s_W) in -127 .. 127, Q_b = round(b / (s_x s_W)), written as QuantizeLinear and DequantizeLinear around
-the ops, which the runtime turns into integer kernels; ops that only move values work on the codes.
+the ops, which the runtime turns into integer kernels; ops that only move values work on the codes, and those that pick
+channels and every n-th position become a 1x1 convolution of the same codes where that is faster.
 
 Fires:  Conv, Gemm, MatMul with a constant weight; Add, Mul, MatMul, Concat, pooling, Sigmoid between them; activations,
         scalar factors and shifts behind them are in the grids. All in float32, where the target is faster on integers.
@@ -21,7 +22,7 @@ from typing import ClassVar, Literal, get_args
 import onnx_ir as ir
 from pydantic import Field
 
-from ccompile import equalising, graph, integer_fits, older_opsets, qdq, quantising
+from ccompile import code_moves, equalising, graph, integer_fits, older_opsets, qdq, quantising
 from ccompile.analysis.shapes import Shapes, shapes
 from ccompile.core import Kind, PassResult, Rewrite, Site, Skip, Statistics, View
 from ccompile.errors import PassError
@@ -97,7 +98,16 @@ class QuantizeActivations(Rewrite):
                 break
         written = qdq.encode(view.model, plan, types)
         view.changed()
-        return self._result(work, plan.chosen, written, {name for pair in even for name in pair})
+        moved = self._convolved(view, plan)
+        return self._result(work, plan.chosen, written, {name for pair in even for name in pair}, moved)
+
+    def _convolved(self, view: View, plan: Plan) -> set[str]:
+        """Write moves of codes as convolutions where that is faster; return their names."""
+        if view.costs is None:
+            return set()
+        chains = code_moves.convolve(view.model, plan.chosen, view.ask(shapes), view.costs.nodes)
+        view.changed()
+        return {name for chain in chains for name in chain}
 
     def _plans(self, view: View, types: Shapes, stats: Statistics, base: ir.Model) -> list[_Work]:
         """Return the plan for the ranges that are wanted, or one for each, what loses least on held-out batches first.
@@ -184,7 +194,9 @@ class QuantizeActivations(Rewrite):
         plans = (fitted, plan)
         return min(plans, key=lambda p: quantising.distance(stats, quantising.written(base, p, work.types), base))
 
-    def _result(self, work: _Work, chosen: frozenset[str], written: Mapping[str, str], even: set[str]) -> PassResult:
+    def _result(
+        self, work: _Work, chosen: frozenset[str], written: Mapping[str, str], even: set[str], convolved: set[str]
+    ) -> PassResult:
         applied: list[Site] = []
         skipped = list(work.survey.skipped)
         for unit in work.survey.units:
@@ -192,9 +204,9 @@ class QuantizeActivations(Rewrite):
                 tail = f", with {', '.join(node.op_type for node in unit.tail)}" if unit.tail else ""
                 also = "; equalised" if unit.name in even else ""
                 also += f"; {work.recipe.ranges} ranges" if self.ranges == "best" else ""
-                applied.append(
-                    Site((unit.name,), f"{unit.node.op_type} on codes{tail}{also}", output=written[unit.name])
-                )
+                also += "; in a 1x1 convolution" if unit.name in convolved else ""
+                output = "" if unit.name in convolved else written[unit.name]
+                applied.append(Site((unit.name,), f"{unit.node.op_type} on codes{tail}{also}", output=output))
             elif unit.kind != "move":
                 wanted = unit.name in work.plan.chosen
                 reason = "in float for the tolerance" if wanted else "the target is not faster on integers here"

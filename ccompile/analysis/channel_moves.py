@@ -9,7 +9,7 @@ from ccompile import graph
 from ccompile.analysis.channel_flow import Flow, flat, lifted
 from ccompile.analysis.channel_linear import embedding
 from ccompile.analysis.channel_maths import axes_of, join
-from ccompile.analysis.channel_reshape import is_same, numbers, reads_size, reads_sizes, slices
+from ccompile.analysis.channel_reshape import is_same, numbers, paddings, reads_size, reads_sizes, slices
 from ccompile.core import Array
 
 
@@ -167,16 +167,11 @@ def pad(flow: Flow, node: ir.Node) -> None:
     ids = flow.ids(node.inputs[0])
     if ids is None:
         return
-    given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    pads = given.reshape(-1).tolist() if given is not None else graph.attribute(node, "pads")
-    listed = node.inputs[3] if len(node.inputs) > 3 else None
-    chosen = graph.constant(listed)
-    if pads is None or (listed is not None and chosen is None):
+    pads = paddings(node, ids.ndim)
+    if pads is None:
         flow.refuse(node, "its amounts are not constant")
         return
-    axes = list(range(ids.ndim)) if chosen is None else [int(a) % ids.ndim for a in chosen.reshape(-1)]
-    for k, axis in enumerate(axes):
-        begin, end = int(pads[k]), int(pads[k + len(axes)])
+    for k, (axis, (begin, end)) in enumerate(pads.items()):
         if ids.shape[axis] == 1 or begin == end == 0:
             continue
         if min(begin, end) < 0 or graph.attribute(node, "mode", "constant") != "constant":

@@ -89,6 +89,18 @@ def slices(node: ir.Node, rank: int) -> dict[int, slice | None] | None:
     return found
 
 
+def paddings(node: ir.Node, rank: int) -> dict[int, tuple[int, int]] | None:
+    """Return what a Pad puts before and behind each of its axes; None where that is not constant."""
+    given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    pads = given.reshape(-1).tolist() if given is not None else graph.attribute(node, "pads")
+    listed = node.inputs[3] if len(node.inputs) > 3 else None
+    chosen = graph.constant(listed)
+    if pads is None or (listed is not None and chosen is None):
+        return None
+    axes = list(range(rank)) if chosen is None else [int(axis) % rank for axis in chosen.reshape(-1)]
+    return {axis: (int(pads[k]), int(pads[k + len(axes)])) for k, axis in enumerate(axes)}
+
+
 def is_same(flow: Flow, entry: Entry, ids: Array, axis: int) -> bool:
     """Return whether a size is that of the very channels of `ids`."""
     if not isinstance(entry, tuple) or (other := flow.values.get(entry[0])) is None:
