@@ -57,6 +57,7 @@ LAYERS = [
     ],
     [
         "ccompile.qdq",
+        "ccompile.code_moves",
         "ccompile.older_opsets",
         "ccompile.equalising",
         "ccompile.winograd_form",
@@ -181,7 +182,7 @@ def test_a_pass_reaches_the_rest_only_through_its_view(name: str) -> None:
     allowed += (
         "splitting split_fits split_prices noise_ranks stages cutting joint coding decoding forms storage hashed "
     )
-    allowed += "qdq older_opsets equalising quantising integer_fits opsets lowering "
+    allowed += "qdq code_moves older_opsets equalising quantising integer_fits opsets lowering "
     allowed += "convolution emitting winograd_form fourier_forms merging tidying "
     allowed += "pooling products turning noops folding absorbing repeats"
     prefixes = tuple(f"ccompile.{name}" for name in allowed.split())
