@@ -21,6 +21,7 @@ from ccompile.core import Array
 
 _IMAGE = 4  # dimensions: N, C, H, W
 _PADDING = -1  # in place of a channel
+_MOST_WEIGHTS = 1 << 24  # no convolution with more is faster than to move codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +96,8 @@ def _chain(last: ir.Node, among: Collection[str], types: Shapes) -> _Chain | Non
         assert moved is not None
         picked, (down, across) = moved
         strides = strides[0] * down, strides[1] * across
+    if not 0 < width * len(picked) <= _MOST_WEIGHTS:
+        return None
     return _Chain(tuple(nodes), picked, width, strides, (grid[0], grid[1]))
 
 

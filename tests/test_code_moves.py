@@ -133,6 +133,10 @@ def test_channels_have_to_be_known() -> None:
     assert len(convolved(moved(halve, ("N", 3, 8, 8)))[1]) == 1
 
 
+def test_a_convolution_of_very_many_weights_is_not_weighed() -> None:
+    assert convolved(moved(lambda net, x: pad(net, x, [0, 0, 0, 0, 0, 3, 0, 0]), ("N", 4100, 2, 2)))[1] == []
+
+
 def test_only_the_named_nodes_are_replaced() -> None:
     model = moved(halve)
     first = next(str(node.name) for node in model.graph if node.op_type == "Slice")
