@@ -47,7 +47,7 @@ def raise_to(model: ir.Model, version: int) -> str:
         return f"the model's own functions have opset {now}"
     nodes = [node for node in _nodes(model) if node.op_identifier() not in model.functions]
     for node in nodes:
-        if reason := _refusal(node, now, version, node.graph is model.graph):
+        if reason := _refusal(node, now, version, now >= _INPUTS or node.graph is model.graph):
             return reason
     if now < _INPUTS <= version:
         for node in nodes:
@@ -60,7 +60,8 @@ def raise_to(model: ir.Model, version: int) -> str:
     return ""
 
 
-def _refusal(node: ir.Node, now: int, version: int, top: bool) -> str:
+def _refusal(node: ir.Node, now: int, version: int, can_rewrite: bool) -> str:
+    """Return why a node cannot be one of `version`; can_rewrite: what is written otherwise there can be rewritten."""
     op = node.op_type
     if not onnx.defs.has(op, now, ""):
         return f"{op} is no operator of opset {now}"
@@ -71,7 +72,7 @@ def _refusal(node: ir.Node, now: int, version: int, top: bool) -> str:
         return f"{op} with {len(node.outputs)} outputs is not the same in opset {version}" if trains else ""
     if op not in (*REDUCTIONS, "Split"):
         return f"{op} is not the same in opset {version}"
-    return "" if top else f"{op} is in a subgraph, and written otherwise in opset {version}"
+    return "" if can_rewrite else f"{op} is in a subgraph, and written otherwise in opset {version}"
 
 
 def _hand_over(node: ir.Node) -> None:

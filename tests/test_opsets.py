@@ -142,14 +142,22 @@ def test_a_batch_normalisation_that_trains_keeps_the_model_as_it_is() -> None:
     assert opsets.raise_to(model, 20) == "BatchNormalization with 2 outputs is not the same in opset 20"
 
 
-def test_a_reduction_in_a_subgraph_keeps_the_model_as_it_is() -> None:
+def reducing_branches(op: str, opset: int, **attributes: Any) -> ir.Model:
     net = Net(0)
     x, branches = net.input("x", [2, 4, 6]), dict[str, Any]()
     for name in ("then_branch", "else_branch"):
-        node = ir.node("ReduceMean", [x], {"axes": [1]}, name=name)
+        node = ir.node(op, [x], attributes, name=name)
         node.outputs[0].name, node.outputs[0].type = f"{name}_out", builders.FLOAT
-        branches[name] = ir.Graph([], [node.outputs[0]], nodes=[node], opset_imports={"": 13}, name=name)
-    model = net.model(net.node("If", net.input("flag", [], ir.DataType.BOOL), **branches), opsets={"": 13})
+        branches[name] = ir.Graph([], [node.outputs[0]], nodes=[node], opset_imports={"": opset}, name=name)
+    return net.model(net.node("If", net.input("flag", [], ir.DataType.BOOL), **branches), opsets={"": opset})
+
+
+def test_a_reduction_in_a_subgraph_that_only_took_more_types_is_raised() -> None:
+    assert opsets.raise_to(reducing_branches("ReduceMax", 18), 21) == ""
+
+
+def test_a_reduction_in_a_subgraph_keeps_the_model_as_it_is() -> None:
+    model = reducing_branches("ReduceMean", 13, axes=[1])
     assert opsets.raise_to(model, 17) == ""
     assert opsets.raise_to(model, 18) == "ReduceMean is in a subgraph, and written otherwise in opset 18"
 
