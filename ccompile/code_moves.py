@@ -34,14 +34,6 @@ class _Chain:
     strides: tuple[int, int]
     grid: tuple[ir.Value, ir.Value]
 
-    @property
-    def name(self) -> str:
-        return str(self.nodes[-1].name)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(str(node.name) for node in self.nodes)
-
 
 def convolve(
     model: ir.Model, among: Collection[str], types: Shapes, price: Callable[[ir.Model], Mapping[str, tuple[int, float]]]
@@ -51,14 +43,15 @@ def convolve(
     among: nodes that move codes, as qdq.encode writes them: their pads have the zero of the grid. types: of all values.
     price: the MACs and seconds of a graph's nodes, by name (see core.Costs.nodes).
     """
-    trial = graph.copy(model)
-    written = {chain.name: (chain.names, _write(chain)) for chain in _chains(trial.graph, among, types)}
-    if not written:
+    chains = _chains(model.graph, among, types)
+    if not chains:
         return []
+    trial = graph.copy(model)
+    written = [_write(chain) for chain in _chains(trial.graph, among, types)]
     now, then = ({name: cost[1] for name, cost in price(m).items()} for m in (model, trial))
     done = []
-    for chain in _chains(model.graph, among, types):
-        old, new = written[chain.name]
+    for chain, new in zip(chains, written, strict=True):
+        old = tuple(str(node.name) for node in chain.nodes)
         if sum(then[name] for name in new) < sum(now[name] for name in old):
             _write(chain)
             done.append(old)
@@ -79,26 +72,25 @@ def _chains(main: ir.Graph, among: Collection[str], types: Shapes) -> list[_Chai
 
 def _chain(last: ir.Node, among: Collection[str], types: Shapes) -> _Chain | None:
     """Return the longest chain that ends in a node, if there is one and what reads it tells its grid."""
-    nodes: list[ir.Node] = []
-    node: ir.Node | None = last
-    while node is not None and node.name in among and _move(node, np.arange(_width(node, types)), types) is not None:
-        nodes.insert(0, node)
-        value = node.inputs[0]
-        assert value is not None
-        node = value.producer() if graph.only_use(value) is nodes[0] else None
     grid = next((use.node.inputs[1:3] for use in last.outputs[0].uses() if use.node.op_type == "DequantizeLinear"), ())
-    if not nodes or len(grid) != 2 or grid[0] is None or grid[1] is None:
+    if len(grid) != 2 or grid[0] is None or grid[1] is None:
         return None
-    width = _width(nodes[0], types)
-    picked, strides = np.arange(width), (1, 1)
-    for node in nodes:
-        moved = _move(node, picked, types)
-        assert moved is not None
-        picked, (down, across) = moved
-        strides = strides[0] * down, strides[1] * across
-    if not 0 < width * len(picked) <= _MOST_WEIGHTS:
-        return None
-    return _Chain(tuple(nodes), picked, width, strides, (grid[0], grid[1]))
+    found: _Chain | None = None
+    node: ir.Node | None = last
+    while node is not None and node.name in among and (width := _width(node, types)):
+        move = _move(node, width, types)
+        if move is None:
+            break
+        picked, strides = move
+        nodes: tuple[ir.Node, ...] = (node,)
+        if found is not None:
+            nodes = (node, *found.nodes)
+            picked = np.where(found.picked == _PADDING, _PADDING, picked[found.picked])
+            strides = strides[0] * found.strides[0], strides[1] * found.strides[1]
+        found = _Chain(nodes, picked, width, strides, (grid[0], grid[1]))
+        value = node.inputs[0]
+        node = value.producer() if value is not None and graph.only_use(value) is node else None
+    return found if found is not None and 0 < found.width * len(found.picked) <= _MOST_WEIGHTS else None
 
 
 def _width(node: ir.Node, types: Shapes) -> int:
@@ -110,48 +102,47 @@ def _width(node: ir.Node, types: Shapes) -> int:
     return known.shape[1] if isinstance(known.shape[1], int) else 0
 
 
-def _move(node: ir.Node, picked: Array, types: Shapes) -> tuple[Array, tuple[int, int]] | None:
-    """Return what a node makes of channels, and its strides; None for what is no move of a convolution of 1 x 1."""
-    if not len(picked) or node.domain not in ("", "ai.onnx"):
+def _move(node: ir.Node, width: int, types: Shapes) -> tuple[Array, tuple[int, int]] | None:
+    """Return which of `width` channels a node picks, and its strides; None for what no convolution of 1 x 1 does."""
+    if node.domain not in ("", "ai.onnx"):
         return None
+    channels: Array = np.arange(width)
     if node.op_type == "Slice":
-        return _sliced(node, picked, types)
+        return _sliced(node, channels, types)
     if node.op_type == "Gather":
         index = graph.constant(node.inputs[1])
         whole = graph.attribute(node, "axis", 0) in (1, 1 - _IMAGE) and index is not None and index.ndim == 1
-        return (picked[index], (1, 1)) if whole else None
+        return (channels[index], (1, 1)) if whole else None
     pads = paddings(node, _IMAGE) if node.op_type == "Pad" else None
     if pads is None or any(ends != (0, 0) for axis, ends in pads.items() if axis != 1):
         return None
     begin, end = pads.get(1, (0, 0))
-    return (np.pad(picked, (begin, end), constant_values=_PADDING), (1, 1)) if min(begin, end) >= 0 else None
+    return (np.pad(channels, (begin, end), constant_values=_PADDING), (1, 1)) if min(begin, end) >= 0 else None
 
 
-def _sliced(node: ir.Node, picked: Array, types: Shapes) -> tuple[Array, tuple[int, int]] | None:
+def _sliced(node: ir.Node, channels: Array, types: Shapes) -> tuple[Array, tuple[int, int]] | None:
     value, parts = node.inputs[0], slices(node, _IMAGE)
     shape = types.get(str(value.name), UNKNOWN).shape if value is not None else None
     if parts is None or shape is None:
         return None
-    strides = {2: 1, 3: 1}
+    strides = {0: 1, 2: 1, 3: 1}
     for axis, part in parts.items():
-        size = shape[axis]
         if part is None or part.step < 1:
             return None
         if axis == 1:
-            picked = picked[part]
+            channels = channels[part]
             continue
+        size = shape[axis]
         if part.start != 0 or part.stop < (size if isinstance(size, int) else np.iinfo(np.int32).max):
             return None
-        if axis in strides:
-            strides[axis] = part.step
-        elif part.step != 1:
-            return None
-    return picked, (strides[2], strides[3])
+        strides[axis] = part.step
+    return (channels, (strides[2], strides[3])) if strides[0] == 1 else None
 
 
 def _write(chain: _Chain) -> list[str]:
     """Put the convolution in the place of a chain; return the names of the new nodes."""
-    last, source, main, base = chain.nodes[-1], chain.nodes[0].inputs[0], chain.nodes[0].graph, chain.name
+    last, source = chain.nodes[-1], chain.nodes[0].inputs[0]
+    main, base = last.graph, str(last.name)
     assert isinstance(main, ir.Graph)
     W = (chain.picked[:, None] == np.arange(chain.width)).astype(np.int8)[:, :, None, None]
     one, zero = np.ones((), np.float32), np.zeros((), np.int8)

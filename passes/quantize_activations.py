@@ -98,14 +98,15 @@ class QuantizeActivations(Rewrite):
                 break
         written = qdq.encode(view.model, plan, types)
         view.changed()
-        moved = self._convolved(view, plan)
+        moved = self._convolved(view, work, plan)
         return self._result(work, plan.chosen, written, {name for pair in even for name in pair}, moved)
 
-    def _convolved(self, view: View, plan: Plan) -> set[str]:
+    def _convolved(self, view: View, work: _Work, plan: Plan) -> set[str]:
         """Write moves of codes as convolutions where that is faster; return their names."""
-        if view.costs is None:
+        moves = {unit.name for unit in work.survey.units if unit.kind == "move"} & plan.chosen
+        if view.costs is None or not moves:
             return set()
-        chains = code_moves.convolve(view.model, plan.chosen, view.ask(shapes), view.costs.nodes)
+        chains = code_moves.convolve(view.model, moves, view.ask(shapes), view.costs.nodes)
         view.changed()
         return {name for chain in chains for name in chain}
 
