@@ -67,10 +67,10 @@ def _pads(node: ir.Node, view: View, skipped: dict[str, Skip]) -> Site | None:
     if pad is None or pad.op_type != "Pad" or pad.domain not in ("", "ai.onnx") or pad.inputs[0] is None:
         return None
     taps = _taps(node)
-    padding = None if taps is None else _padding(pad, len(taps) + 2)
-    if padding is None or taps is None:
+    if taps is None:
         return None
-    if not _fits(node, pad, padding, taps) or _excluded((pad, node), view, skipped):
+    padding = _padding(pad, len(taps) + 2)
+    if padding is None or not _fits(node, pad, padding, taps) or _excluded((pad, node), view, skipped):
         return None
     own, more = _own(node, len(taps)) or [], [*padding.begins[2:], *padding.ends[2:]]
     node.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(own, more, strict=True)])

@@ -157,8 +157,8 @@ class Coding(Layerwise):
             return "its weight is not finite"
         if weight.size < FEWEST:
             return f"{weight.size} weights are too few for a smaller form"
-        if _opset(view) < decoding.OLDEST:
-            return f"codes need opset {decoding.OLDEST}, and the model has {_opset(view)}"
+        if graph.opset(view.graph) < decoding.OLDEST:
+            return f"codes need opset {decoding.OLDEST}, and the model has {graph.opset(view.graph)}"
         if self.statistics == "calibration" and (reason := fitting.refusal(node, form)):
             return f"{reason}: `statistics: weights` codes it"
         return self.unfit(form)
@@ -354,12 +354,8 @@ def _free(W: Array) -> Array | None:
     return None if free.all() else free
 
 
-def _opset(view: View) -> int:
-    return int(view.graph.opset_imports.get("", 1))
-
-
 def _means(view: View) -> Means:
-    return Means(_opset(view), view.target.runs, view.target.holds("uint4"))
+    return Means(graph.opset(view.graph), view.target.runs, view.target.holds("uint4"))
 
 
 def scaled(parts: Sequence[Scaled], metrics: Sequence[Metric], form: Layer) -> Fitted:

@@ -51,7 +51,7 @@ def consumers(node: ir.Node, reader: Reader, moments: Moments | None, ridge: flo
         spread = gram if mean is None else gram - moments.rows * np.outer(mean, mean)
         R, scale = shrinkage.standardised(spread)
         chosen = shrinkage.ridge_of(R, moments.rows) if ridge is None else ridge
-        H = gram + chosen * np.diag(np.where(R.diagonal() > 0, np.square(scale), 0.0))
+        H = gram + chosen * np.diag(shrinkage.weighted(R, scale))
         found.append(Consumer(W[g], H, reader.unit[g], weight, mean, moments.rows if has_bias else 0))
     return found
 

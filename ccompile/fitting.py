@@ -274,7 +274,7 @@ def metrics(moments: Moments, W: Array, ridge: float | None) -> list[Metric]:
     for group, H in zip(W, grams, strict=True):
         R, scale = shrinkage.standardised(H)
         chosen = shrinkage.ridge_of(R, moments.rows) if ridge is None else ridge
-        H = H + np.diag(np.where(R.diagonal() > 0, chosen * np.square(scale), 0.0))
+        H = H + chosen * np.diag(shrinkage.weighted(R, scale))
         found.append(Metric(group, H, float(((group @ H) * group).sum())))
     return found
 

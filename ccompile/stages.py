@@ -114,7 +114,7 @@ def _stage(
     if form.op == "Conv":
         inputs = [value, graph.add_constant(main, name, weight), *tail]
         return graph.add_node("Conv", inputs, _geometry(node, form, stage, first), before=node, base=base)
-    if form.op == "Gemm" and (tail or main.opset_imports.get("", 1) >= _BIAS_OPTIONAL):
+    if form.op == "Gemm" and (tail or graph.opset(main) >= _BIAS_OPTIONAL):
         inputs = [value, graph.add_constant(main, name, weight), *tail]
         return graph.add_node("Gemm", inputs, {"transB": 1}, before=node, base=base)
     if form.op == "MatMul" and form.weight == 0:

@@ -134,7 +134,7 @@ def _target(node: ir.Node, masks: Masks) -> None:
 
 
 def _split(node: ir.Node, masks: Masks) -> None:
-    opset = node.graph.opset_imports.get("", 1) if isinstance(node.graph, ir.Graph) else 1
+    opset = graph.opset(node.graph) if isinstance(node.graph, ir.Graph) else 1
     if opset < 13:
         node.attributes["split"] = ir.AttrInt64s("split", _counted(masks))
     else:

@@ -35,7 +35,7 @@ class EncodeWeights(Rewrite):
         """Look at every initializer that nodes of the main graph read."""
         if view.target.holds("uint4") and view.target.newest >= decoding.NATIVE:
             opsets.raise_to(view.model, decoding.NATIVE)
-        means = Means(view.graph.opset_imports.get("", 1), view.target.runs, view.target.holds("uint4"))
+        means = Means(graph.opset(view.graph), view.target.runs, view.target.holds("uint4"))
         applied, skipped = [], []
         for value in list(view.graph.initializers.values()):
             done = self._encode(value, means, view)

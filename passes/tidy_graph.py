@@ -161,7 +161,7 @@ def _is_default(node: ir.Node, name: str, held: ir.Attr) -> bool:
         return all(entry == _FILLED[name] for entry in held.value)
     if name == "kernel_shape" and node.op_type in ("Conv", "ConvTranspose"):
         return graph.static_shape(node.inputs[1]) is not None
-    schema = onnx.defs.get_schema(node.op_type, node.graph.opset_imports.get("", 1), "")
+    schema = onnx.defs.get_schema(node.op_type, graph.opset(node.graph), "")
     known = schema.attributes.get(name)
     if known is None or known.required or not known.default_value.name:
         return False

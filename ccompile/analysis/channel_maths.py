@@ -112,7 +112,7 @@ def along_axis(flow: Flow, node: ir.Node) -> None:
     ids = flow.ids(node.inputs[0])
     if ids is None:
         return
-    opset = flow.graph.opset_imports.get("", 1)
+    opset = graph.opset(flow.graph)
     later = node.op_type == "LayerNormalization" or ("max" in node.op_type.lower() and opset < 13)
     axis = graph.attribute(node, "axis", 1 if "max" in node.op_type.lower() and opset < 13 else -1)
     axis %= ids.ndim

@@ -90,7 +90,7 @@ def slices(node: ir.Node, rank: int) -> dict[int, slice | None] | None:
 
 
 def paddings(node: ir.Node, rank: int) -> dict[int, tuple[int, int]] | None:
-    """Return what a Pad puts before and behind each of its axes; None where that is not constant."""
+    """Return what a Pad puts before and behind its axes; None where that is not constant or of another rank."""
     given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
     pads = given.reshape(-1).tolist() if given is not None else graph.attribute(node, "pads")
     listed = node.inputs[3] if len(node.inputs) > 3 else None
@@ -98,6 +98,8 @@ def paddings(node: ir.Node, rank: int) -> dict[int, tuple[int, int]] | None:
     if pads is None or (listed is not None and chosen is None):
         return None
     axes = list(range(rank)) if chosen is None else [int(axis) % rank for axis in chosen.reshape(-1)]
+    if len(pads) != 2 * len(axes):
+        return None
     return {axis: (int(pads[k]), int(pads[k + len(axes)])) for k, axis in enumerate(axes)}
 
 

@@ -48,6 +48,16 @@ def standardised(H: Array) -> tuple[Array, Array]:
     return H / np.outer(scale, scale), scale
 
 
+def weighted(R: Array, scale: Array) -> Array:
+    """Return what a ridge of 1 adds to the diagonal of the H that was `standardised` to (R, s): s^2, where H is not 0.
+
+    >>> weighted(*standardised(np.diag([2.0, 0.0]))).round(6).tolist()
+    [2.0, 0.0]
+    """
+    added: Array = np.where(R.diagonal() > 0, np.square(scale), 0.0)
+    return added
+
+
 def ridge_of(R: Array, count: int, least: float = 1e-5, most: float = 10.0) -> float:
     """Return the ridge that makes R + ridge diag R the shrunk estimate of a standardised covariance.
 
