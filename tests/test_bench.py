@@ -68,14 +68,18 @@ def test_packing_tells_sizes_and_rates(digits: Path) -> None:
     assert rows[-1][0] == "digits.onnx"
 
 
-def test_int8_stands_beside_the_runtimes_own_quantisation(digits: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "bench" / "int8.py"), str(digits / "digits.onnx")]
-    command += ["--calibration", str(digits / "calibration.npz"), "--verification", str(digits / "verification.npz")]
-    command += ["--labels", "label", "--samples", "64", "--calibration-samples", "64", "--seconds", "0.1"]
+def int8(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "bench" / "int8.py"), str(folder / "digits.onnx")]
+    command += ["--calibration", str(folder / "calibration.npz"), "--verification", str(folder / "verification.npz")]
+    command += ["--samples", "64", "--calibration-samples", "64", "--seconds", "0.1", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     assert done.returncode == 0, done.stderr
-    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[4:]]
+    return done.stdout
+
+
+def test_int8_stands_beside_the_runtimes_own_quantisation(digits: Path) -> None:
+    rows = [line.strip("| ").split(" | ") for line in int8(digits, "--labels", "label").splitlines()[4:]]
     assert [row[0] for row in rows] == [
         "source",
         "quantize-activations",
@@ -84,6 +88,12 @@ def test_int8_stands_beside_the_runtimes_own_quantisation(digits: Path, tmp_path
     ]
     assert all(float(row[1]) >= 95 for row in rows)
     assert rows[0][2] == "1.00"
+
+
+def test_int8_runs_the_steps_that_stand_before(digits: Path) -> None:
+    printed = int8(digits, "--before", "[no-such-step]")
+    assert "- no quantize-activations: int8.yaml" in printed
+    assert "no-such-step" in printed
 
 
 def test_lowering_builds_compiles_and_races() -> None:
